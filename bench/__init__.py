@@ -1,0 +1,1 @@
+"""One question about driftgate's speed per module, each answered with one printed line."""

@@ -1,0 +1,101 @@
+"""Builds every object once and returns the ASGI app; the only file that sees all."""
+
+import asyncio
+import gc
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway import __version__
+from gateway.config import ServerConfig
+from gateway.endpoints import about, admin, monitor
+from gateway.endpoints.predict import Predict, is_prediction
+from gateway.endpoints.route import Endpoint, no_such_path, routes
+from gateway.observer import Observer
+from gateway.prediction import DataPlane
+from gateway.sync import Sync
+from gateway.tap import Tap
+from gateway.telemetry import (
+    ALARMS_OPEN,
+    BUILD,
+    DRIFT_LINE,
+    DRIFT_SCORE,
+    QUEUED_ROWS,
+    READY,
+    REFUSED,
+    Telemetry,
+    event,
+)
+
+Ready = Callable[[DataPlane], None]
+
+
+class App:
+    """The ASGI application of one worker."""
+
+    def __init__(self, config: ServerConfig, on_ready: Ready | None = None) -> None:
+        """Build everything; nothing is opened before the server's lifespan starts."""
+        self.config = config
+        self.telemetry = Telemetry()
+        tap = Tap(config.monitor.tap_rows_max, config.monitor.tap_bytes_max)
+        self.plane = DataPlane(config, self.telemetry, tap)
+        self.observer = Observer(tap)
+        self.sync = Sync(config, self.plane, self.observer)
+        self._on_ready = on_ready
+        self.endpoints: list[Endpoint] = [
+            *about.endpoints(self.plane),
+            *monitor.endpoints(self.plane, self.observer, self.telemetry),
+            *admin.endpoints(self.plane, self.observer),
+        ]
+        self._predict = Predict(self.plane)
+        self._rest: ASGIApp = Starlette(
+            routes=routes(self.endpoints),
+            lifespan=self._lifespan,
+            exception_handlers={HTTPException: no_such_path},
+        )
+        self._declare_gauges()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Predictions first, before any routing; everything else to starlette."""
+        if scope["type"] == "http" and is_prediction(scope["path"]):
+            await self._predict(scope, receive, send)
+        else:
+            await self._rest(scope, receive, send)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        self.observer.start()
+        loading = asyncio.create_task(self._load())
+        try:
+            yield
+        finally:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            await self.sync.close()
+            await self.observer.stop()
+
+    async def _load(self) -> None:
+        try:
+            await self.sync.load()
+        except Exception:  # noqa: BLE001  the server stays up and says that it is not ready
+            event("load_failed", logging.ERROR, exc=True)
+            return
+        # What is there now stays: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        if self._on_ready is not None:
+            self._on_ready(self.plane)
+
+    def _declare_gauges(self) -> None:
+        telemetry = self.telemetry
+        telemetry.source(READY, lambda: [((), float(self.plane.is_ready))])
+        telemetry.source(BUILD, lambda: [((__version__,), 1.0)])
+        telemetry.source(REFUSED, self.sync.refused_samples)
+        telemetry.source(QUEUED_ROWS, self.sync.queued_samples)
+        telemetry.source(DRIFT_SCORE, self.observer.score_samples)
+        telemetry.source(DRIFT_LINE, self.observer.line_samples)
+        telemetry.source(ALARMS_OPEN, self.observer.alarm_samples)

@@ -1,0 +1,379 @@
+"""Requests that wait for company: rows of several requests, run at once.
+
+A batch leaves as soon as the session is idle: at the end of the loop's turn, so that requests which
+arrived in the same turn share it, and while it runs the next ones gather. Nothing waits for a clock
+unless `wait_s_max` says so. The batcher gets a function to run and knows no runtime.
+"""
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+
+from gateway.counters import Counter, Histogram
+from gateway.errors import (
+    DeadlineError,
+    GatewayError,
+    ModelFailedError,
+    NotReadyError,
+    QueueFullError,
+    TooLargeError,
+)
+from gateway.tensors import Array, stack
+
+Run = Callable[[list[Array]], list[Array]]
+
+_OVERRUN = 10
+"""An inline run this many times longer than allowed is an overrun; two move the model."""
+_PROBATION_RUNS = 32
+"""After a slow run, so many runs have their CPU time measured: was it the model or the machine?"""
+
+
+class _Waiting:
+    """One request in the queue."""
+
+    __slots__ = (
+        "deadline", "done", "future", "inputs", "key", "parts", "queued", "rows", "timeout_s",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        inputs: list[Array],
+        rows: int,
+        key: object,
+        future: "asyncio.Future[list[Array]]",
+        queued: float,
+        deadline: float,
+    ) -> None:
+        self.inputs = inputs
+        self.rows = rows
+        self.key = key
+        self.future = future
+        self.queued = queued
+        self.deadline = deadline
+        self.timeout_s = deadline - queued
+        self.done = 0  # rows handed to batches so far
+        self.parts: list[list[Array]] = []
+
+
+_Part = tuple[_Waiting, int, int]
+"""A request and its rows from .. to in one batch."""
+
+
+class BatchMeters:
+    """What a batcher counts."""
+
+    __slots__ = ("gone", "late", "queue_s", "refused", "rows", "run_s")
+
+    def __init__(
+        self,
+        *,
+        queue_s: Histogram,
+        run_s: Histogram,
+        rows: Histogram,
+        refused: Counter,
+        late: Counter,
+        gone: Counter,
+    ) -> None:
+        self.queue_s = queue_s
+        self.run_s = run_s
+        self.rows = rows
+        self.refused = refused
+        self.late = late
+        self.gone = gone
+
+
+class Batcher:
+    """The queue in front of one session.
+
+    Parameters
+    ----------
+    run : all outputs for stacked inputs; called by one thread at a time
+    can_batch : whether rows of several requests may share a run
+    is_inline : run on the event loop; else on one thread of its own
+    rows_max : rows in one batch; a larger request is split when it can be batched
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        model: str,
+        version: int,
+        can_batch: bool,
+        is_inline: bool,
+        rows_max: int,
+        wait_s_max: float,
+        queue_rows_max: int,
+        inline_s_max: float,
+        meters: BatchMeters,
+        has_free_axes: bool = False,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._run = run
+        self.model = model
+        self.version = version
+        self.can_batch = can_batch
+        self.is_inline = is_inline
+        self._rows_max = rows_max
+        self._wait_s_max = wait_s_max
+        self._queue_rows_max = queue_rows_max
+        self._overrun_s = inline_s_max * _OVERRUN
+        self._meters = meters
+        self._has_free_axes = has_free_axes
+        self._queue: deque[_Waiting] = deque()
+        self.rows_queued = 0
+        self._is_running = False
+        self._is_closed = False
+        self._dispatch_at: asyncio.Handle | None = None
+        self._sweep: asyncio.TimerHandle | None = None
+        self._sweep_time = math.inf
+        self._in_flight: list[_Waiting] = []
+        self._row_s = 0.0
+        self._probation = 0
+        self._overruns = 0
+        self._batches: SimpleQueue[tuple[list[_Part], list[Array]] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request submitted now would have to wait for a batch to end."""
+        return self._is_running or self.rows_queued > self._rows_max
+
+    def submit(
+        self, inputs: list[Array], rows: int, timeout_s: float
+    ) -> "asyncio.Future[list[Array]]":
+        """Queue one request; the future holds its outputs, or the reason there are none.
+
+        Cancel the future when nobody waits for it any more: rows that did not run are dropped.
+
+        Raises
+        ------
+        QueueFullError, TooLargeError : there is no room for so many rows.
+        NotReadyError : the version is being closed.
+        """
+        if self.rows_queued + rows > self._queue_rows_max:
+            raise self._no_room(rows)
+        if self._is_closed:
+            raise NotReadyError(f"model {self.model!r} version {self.version} is being closed")
+        future: asyncio.Future[list[Array]] = self._loop.create_future()
+        now = time.monotonic()
+        key = tuple(array.shape[1:] for array in inputs) if self._has_free_axes else None
+        waiting = _Waiting(inputs, rows, key, future, now, now + timeout_s)
+        self._queue.append(waiting)
+        self.rows_queued += rows
+        if waiting.deadline < self._sweep_time:
+            self._sweep_by(waiting.deadline, now)
+        if self._dispatch_at is None and not self._is_running:
+            if self._wait_s_max > 0 and self.rows_queued < self._rows_max:
+                self._dispatch_at = self._loop.call_later(self._wait_s_max, self._dispatch)
+            else:
+                self._dispatch_at = self._loop.call_soon(self._dispatch)
+        elif self._wait_s_max > 0 and self.rows_queued >= self._rows_max and not self._is_running:
+            self._dispatch_now()
+        return future
+
+    async def close(self) -> None:
+        """Take nothing more, finish what waits, end the thread."""
+        self._is_closed = True
+        waiting = [item.future for item in (*self._queue, *self._in_flight)]
+        if waiting:
+            await asyncio.wait(waiting)
+        if self._sweep is not None:
+            self._sweep.cancel()
+        if self._thread is not None:
+            self._batches.put(None)
+            await asyncio.to_thread(self._thread.join)
+
+    # -- from queue to session
+
+    def _dispatch_now(self) -> None:
+        if self._dispatch_at is not None:
+            self._dispatch_at.cancel()
+        self._dispatch_at = self._loop.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._dispatch_at = None
+        now = time.monotonic()
+        batch = self._take(now)
+        if not batch:
+            return
+        inputs = self._stacked(batch)
+        if self.is_inline:
+            self._run_inline(batch, inputs)
+            if self._queue:
+                self._dispatch_at = self._loop.call_soon(self._dispatch)
+            return
+        self._is_running = True
+        self._in_flight = [waiting for waiting, _, _ in batch]
+        if self._thread is None:
+            name = f"session {self.model} {self.version}"
+            self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+            self._thread.start()
+        self._batches.put((batch, inputs))
+
+    def _take(self, now: float) -> list[_Part]:
+        """The parts of the next batch; who left or whose time is over is dropped here."""
+        queue, meters, room = self._queue, self._meters, self._rows_max
+        batch: list[_Part] = []
+        while queue:
+            waiting = queue[0]
+            left = waiting.rows - waiting.done
+            if waiting.future.done() or waiting.deadline <= now:
+                queue.popleft()
+                self.rows_queued -= left
+                self._drop(waiting)
+                continue
+            if batch and (left > room or waiting.key != batch[0][0].key or not self.can_batch):
+                break
+            if waiting.done == 0:
+                meters.queue_s.observe(now - waiting.queued)
+            n = min(left, room) if self.can_batch else left
+            batch.append((waiting, waiting.done, waiting.done + n))
+            waiting.done += n
+            self.rows_queued -= n
+            room -= n
+            if waiting.done == waiting.rows:
+                queue.popleft()
+            if room <= 0:
+                break
+        return batch
+
+    @staticmethod
+    def _stacked(batch: list[_Part]) -> list[Array]:
+        return stack(
+            [
+                waiting.inputs
+                if stop - start == waiting.rows
+                else [array[start:stop] for array in waiting.inputs]
+                for waiting, start, stop in batch
+            ]
+        )
+
+    def _run_inline(self, batch: list[_Part], inputs: list[Array]) -> None:
+        is_watched = self._probation > 0
+        cpu = time.thread_time() if is_watched else 0.0
+        start = time.perf_counter()
+        outcomes = self._outcomes(batch, inputs)
+        run_s = time.perf_counter() - start
+        self._settle(batch, outcomes, run_s)
+        if is_watched:
+            self._probation -= 1
+            if time.thread_time() - cpu > self._overrun_s:
+                self._overruns += 1
+                # Queued rows follow on the thread; nothing runs at this moment.
+                self.is_inline = self._overruns < 2
+        elif run_s > self._overrun_s:
+            self._probation, self._overruns = _PROBATION_RUNS, 0
+
+    def _work(self) -> None:
+        """The session's own thread: one batch after another."""
+        while (work := self._batches.get()) is not None:
+            start = time.perf_counter()
+            outcomes = self._outcomes(*work)
+            run_s = time.perf_counter() - start
+            self._loop.call_soon_threadsafe(self._finish, work[0], outcomes, run_s)
+
+    def _outcomes(
+        self, batch: list[_Part], inputs: list[Array]
+    ) -> Sequence[list[Array] | GatewayError]:
+        """Each part's outputs or error: a batch that fails is run again part by part."""
+        try:
+            outputs = self._run(inputs)
+            rows = sum(stop - start for _, start, stop in batch)
+            if len(batch) > 1 and any(array.shape[:1] != (rows,) for array in outputs):
+                raise ModelFailedError("an output has not one row for each row of the inputs")  # noqa: TRY301  handled like any failure of a batch
+        except Exception as error:  # noqa: BLE001  whatever it was, every future must be settled
+            if len(batch) > 1:
+                return [self._outcomes([part], self._stacked([part]))[0] for part in batch]
+            if isinstance(error, GatewayError):
+                return [error]
+            return [ModelFailedError(f"the model failed on this input ({type(error).__name__})")]
+        if len(batch) == 1:
+            return [outputs]
+        outcomes, at = [], 0
+        for _, start, stop in batch:
+            to = at + stop - start
+            outcomes.append([array[at:to] for array in outputs])
+            at = to
+        return outcomes
+
+    # -- from session to future
+
+    def _finish(
+        self, batch: list[_Part], outcomes: Sequence[list[Array] | GatewayError], run_s: float
+    ) -> None:
+        self._is_running = False
+        self._in_flight = []
+        self._settle(batch, outcomes, run_s)
+        if self._queue and self._dispatch_at is None:
+            self._dispatch()
+
+    def _settle(
+        self, batch: list[_Part], outcomes: Sequence[list[Array] | GatewayError], run_s: float
+    ) -> None:
+        rows = sum(stop - start for _, start, stop in batch)
+        self._meters.run_s.observe(run_s)
+        self._meters.rows.observe(rows)
+        self._row_s += 0.1 * (run_s / max(rows, 1) - self._row_s)
+        for (waiting, _, stop), outcome in zip(batch, outcomes, strict=True):
+            future = waiting.future
+            if future.done():
+                continue
+            if isinstance(outcome, GatewayError):
+                future.set_exception(outcome)
+            elif stop == waiting.rows and not waiting.parts:
+                future.set_result(outcome)
+            else:
+                waiting.parts.append(outcome)
+                if stop == waiting.rows:
+                    future.set_result(_joined(waiting.parts))
+
+    # -- deadlines
+
+    def _sweep_by(self, deadline: float, now: float) -> None:
+        if self._sweep is not None:
+            self._sweep.cancel()
+        self._sweep_time = deadline
+        self._sweep = self._loop.call_later(max(deadline - now, 0) + 0.001, self._expire)
+
+    def _expire(self) -> None:
+        """Answer every request whose time is over; one timer serves the whole queue."""
+        now, following = time.monotonic(), math.inf
+        for waiting in (*self._queue, *self._in_flight):
+            if waiting.future.done():
+                continue
+            if waiting.deadline <= now:
+                self._drop(waiting)
+            else:
+                following = min(following, waiting.deadline)
+        self._sweep, self._sweep_time = None, math.inf
+        if following < math.inf:
+            self._sweep_by(following, now)
+
+    def _drop(self, waiting: _Waiting) -> None:
+        if waiting.future.cancelled():
+            self._meters.gone.add()
+        elif not waiting.future.done():
+            self._meters.late.add()
+            waiting.future.set_exception(DeadlineError(self.model, waiting.timeout_s))
+
+    def _no_room(self, rows: int) -> GatewayError:
+        if rows > self._queue_rows_max:
+            return TooLargeError(
+                f"model {self.model!r}: {rows} rows in one request;"
+                f" {self._queue_rows_max} are allowed (limits.queue_rows_max)"
+            )
+        self._meters.refused.add()
+        retry_after_s = max(1, min(60, math.ceil(self.rows_queued * self._row_s)))
+        return QueueFullError(self.model, self.version, self._queue_rows_max, retry_after_s)
+
+
+def _joined(parts: list[list[Array]]) -> list[Array]:
+    """Outputs of a split request, put together again."""
+    if len({len(part) for part in parts}) != 1:
+        raise ModelFailedError("the model gave another number of outputs for some rows")
+    return stack(parts)

@@ -1,0 +1,78 @@
+"""The command `driftgate`: commands and exit codes, no logic.
+
+Exit codes: 0 ok, 1 a server said no, 2 invalid input or settings. Imports stay lazy: a command that
+only prints a table does not open onnxruntime.
+"""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from gateway import __version__
+from gateway.cli import demo, drift, models, profile, serve
+from gateway.errors import ConfigError, GatewayError
+
+app = typer.Typer(
+    name="driftgate",
+    help="Serves ONNX models and notices when they drift.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"driftgate {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the release."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("serve")(serve.serve)
+app.command("demo")(demo.demo)
+app.command("models")(models.models)
+app.command("drift")(drift.drift)
+app.command("profile")(profile.profile)
+
+
+def main() -> None:
+    """Run the command line; every failure is one line and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.TyperException as error:
+        _end(_one_line(error.format_message()), 2)
+    except ConfigError as error:
+        _end("\n".join(error.problems), 2)
+    except GatewayError as error:
+        _end(str(error), 2)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read the output has left (head, less): nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(text: str, code: int) -> None:
+    for line in text.splitlines():
+        typer.echo(f"driftgate: {line}", err=True)
+    sys.exit(code)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,17 @@
+"""`driftgate demo`: a year of real flights."""
+
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    exit_at_end: Annotated[
+        bool, typer.Option("--exit", help="Do not pace the year, and end after it.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.")] = 8000,
+) -> None:
+    """Replay a year of real flights through a real server and watch the drift."""
+    from gateway.demo.replay import run
+
+    run(exit_at_end=exit_at_end, port=port)

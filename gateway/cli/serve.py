@@ -1,0 +1,53 @@
+"""`driftgate serve`: every setting as a flag, over environment, file and default."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway import config
+
+
+def serve(  # noqa: PLR0917  typer reads options from the parameters
+    registry: Annotated[
+        str | None, typer.Argument(help="Registry directory: <model>/<version>/model.onnx.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port; 0 takes a free one.")] = None,
+    state_dir: Annotated[str | None, typer.Option(help="Where adopted profiles are kept.")] = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", help="Settings in YAML or JSON.")
+    ] = None,
+    insecure: Annotated[
+        bool | None,
+        typer.Option("--insecure", help="Serve beyond loopback without keys; admin stays closed."),
+    ] = None,
+    batch_rows_max: Annotated[int | None, typer.Option(help="Rows in one batch at most.")] = None,
+    monitor_sample: Annotated[
+        float | None, typer.Option(help="Percent of requests that are monitored.")
+    ] = None,
+    monitor_window_rows: Annotated[int | None, typer.Option(help="Rows in one window.")] = None,
+    adopt_rows: Annotated[
+        int | None, typer.Option(help="Adopt a reference from the first so many rows.")
+    ] = None,
+    log_format: Annotated[str | None, typer.Option(help="auto, json or text.")] = None,
+) -> None:
+    """Serve the models of a registry directory."""
+    settings = config.load(
+        {
+            "registry": registry,
+            "host": host,
+            "port": port,
+            "state_dir": state_dir,
+            "insecure": insecure,
+            "batch.rows_max": batch_rows_max,
+            "monitor.sample": monitor_sample,
+            "monitor.window_rows": monitor_window_rows,
+            "monitor.adopt_rows": adopt_rows,
+            "log.format": log_format,
+        },
+        file=config_file,
+    )
+    from gateway import worker
+
+    worker.serve(settings)

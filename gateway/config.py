@@ -1,0 +1,305 @@
+"""Every setting of a server, declared once: flags, environment and docs are derived from here.
+
+Flag over environment (`DRIFTGATE_BATCH_ROWS_MAX`) over file (`batch: {rows_max: 64}`) over default.
+"""
+
+import dataclasses
+import ipaddress
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from gateway.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchConfig:
+    """How long a request may wait for company, and how much company."""
+
+    rows_max: int = 64
+    """Rows in one batch at most; 1 turns batching off."""
+    wait_s_max: float = 0.0
+    """Longest time a first row waits although the session is idle; 0: it leaves at once."""
+
+    def __post_init__(self) -> None:
+        _at_least("batch.rows_max", self.rows_max, 1)
+        _within("batch.wait_s_max", self.wait_s_max, 0, 10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsConfig:
+    """What one request, and all waiting requests of a version, may take."""
+
+    body_bytes_max: int = 64 * 1024 * 1024
+    """Bytes in one request body; more is answered 413."""
+    queue_rows_max: int = 8192
+    """Rows that may wait for one version; more are answered 429. No request may have more."""
+    timeout_s: float = 30.0
+    """Longest time to an answer, unless the request asks for less; then 504."""
+
+    def __post_init__(self) -> None:
+        _at_least("limits.body_bytes_max", self.body_bytes_max, 1)
+        _at_least("limits.queue_rows_max", self.queue_rows_max, 1)
+        _within("limits.timeout_s", self.timeout_s, 0.001, 3600)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorConfig:
+    """What the monitors see, and in what portions they judge it."""
+
+    sample: float = 100.0
+    """Percent of requests whose inputs and outputs are monitored; 0 turns monitoring off."""
+    window_rows: int = 1000
+    """Rows in one window; a drift score is given per window."""
+    adopt_rows: int = 0
+    """A version without a reference profile adopts its first so many served rows; 0: it waits for
+    somebody to ask for that."""
+    tap_rows_max: int = 65_536
+    """Rows that may wait between an answer and the monitors; more are dropped and counted."""
+    tap_bytes_max: int = 64 * 1024 * 1024
+    """Bytes of tensors that may wait there."""
+
+    def __post_init__(self) -> None:
+        _within("monitor.sample", self.sample, 0, 100)
+        _at_least("monitor.window_rows", self.window_rows, 2)
+        _at_least("monitor.adopt_rows", self.adopt_rows, 0)
+        _at_least("monitor.tap_rows_max", self.tap_rows_max, 1)
+        _at_least("monitor.tap_bytes_max", self.tap_bytes_max, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeConfig:
+    """How sessions are opened and where they run."""
+
+    intra_op_threads: int = 1
+    """Threads of one run of a model; more than 1 pays for models of milliseconds only."""
+    inline_s_max: float = 0.0001
+    """A model whose fullest batch ran faster than this at warm-up runs on the event loop; every
+    other request waits that long at most. 0: every model has a thread of its own."""
+
+    def __post_init__(self) -> None:
+        _at_least("runtime.intra_op_threads", self.intra_op_threads, 1)
+        _within("runtime.inline_s_max", self.inline_s_max, 0, 0.01)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """What is written to standard error."""
+
+    format: str = "auto"
+    """json, text, or auto: text on a terminal, else JSON."""
+    level: str = "info"
+    """debug, info, warning or error."""
+
+    def __post_init__(self) -> None:
+        _one_of("log.format", self.format, ("auto", "json", "text"))
+        _one_of("log.level", self.level, ("debug", "info", "warning", "error"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """All settings of `driftgate serve`."""
+
+    registry: str = "./models"
+    """The registry directory."""
+    state_dir: str = ""
+    """Where adopted reference profiles are kept; empty: `.driftgate` in the registry."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Beyond loopback: see `insecure`."""
+    port: int = 8000
+    """HTTP port; 0 takes a free one."""
+    insecure: bool = False
+    """Serve beyond loopback although nobody has to show a key. Admin paths stay closed there."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        _within("port", self.port, 0, 65_535)
+        if not self.is_local and not self.insecure:
+            raise ConfigError(
+                f"host = {self.host!r}: reachable beyond this machine, and nobody has to show a"
+                " key; serve on 127.0.0.1, or say --insecure to open predictions and monitors"
+            )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def state_path(self) -> Path:
+        """The directory of adopted profiles."""
+        return Path(self.state_dir) if self.state_dir else Path(self.registry) / ".driftgate"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One leaf of the tree, as flags, environment and docs see it."""
+
+    path: tuple[str, ...]
+    type: type
+    default: object
+
+    @property
+    def key(self) -> str:
+        """As in a file: `batch.rows_max`."""
+        return ".".join(self.path)
+
+    @property
+    def variable(self) -> str:
+        """As in the environment: `DRIFTGATE_BATCH_ROWS_MAX`."""
+        return "DRIFTGATE_" + "_".join(self.path).upper()
+
+
+def settings(section: Any = ServerConfig, above: tuple[str, ...] = ()) -> Iterator[Setting]:
+    """Every setting, in the order of declaration."""
+    for entry in dataclasses.fields(section):
+        if dataclasses.is_dataclass(entry.type):
+            yield from settings(entry.type, (*above, entry.name))
+        else:
+            assert isinstance(entry.type, type)  # noqa: S101  a mistake in this file, not in input
+            yield Setting((*above, entry.name), entry.type, entry.default)
+
+
+def load(
+    flags: Mapping[str, object],
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> ServerConfig:
+    """Settings from all four sources.
+
+    Parameters
+    ----------
+    flags : by key (`batch.rows_max`); None stands for "not given"
+    file : YAML or JSON
+    environ : variables by name
+
+    Raises
+    ------
+    ConfigError : every wrong key and value at once, each with its source.
+    """
+    problems: list[str] = []
+    known = {setting.key: setting for setting in settings()}
+    tree: dict[str, Any] = {}
+    for key, (value, source) in _given(flags, file, environ, known, problems).items():
+        try:
+            converted: Any = msgspec.convert(value, known[key].type, strict=False)
+        except msgspec.ValidationError as error:
+            problems.append(f"{key} = {value!r} ({source}): {_lower(str(error))}")
+            continue
+        *above, last = known[key].path
+        branch = tree
+        for name in above:
+            branch = branch.setdefault(name, {})
+        branch[last] = converted
+    config: ServerConfig | None = _build(ServerConfig, tree, problems)
+    if problems or config is None:
+        raise ConfigError(*problems)
+    return config
+
+
+def _given(
+    flags: Mapping[str, object],
+    file: Path | None,
+    environ: Mapping[str, str],
+    known: Mapping[str, Setting],
+    problems: list[str],
+) -> dict[str, tuple[object, str]]:
+    """Value and source of every setting that was given; a later source covers an earlier one."""
+    given: dict[str, tuple[object, str]] = {}
+    if file is not None:
+        for key, value in _flatten(_read(file)):
+            if key in known:
+                given[key] = (value, file.name)
+            else:
+                problems.append(_unknown(key, list(known), file.name))
+    for setting in known.values():
+        if (text := environ.get(setting.variable)) is not None:
+            given[setting.key] = (text, setting.variable)
+    given |= {key: (value, "flag") for key, value in flags.items() if value is not None}
+    return given
+
+
+def _build(kind: Any, tree: Mapping[str, Any], problems: list[str]) -> Any:
+    """An instance of `kind`, or None with the reasons in `problems`."""
+    values = dict(tree)
+    for entry in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(entry.type):
+            values[entry.name] = _build(entry.type, tree.get(entry.name, {}), problems)
+    if None in values.values():
+        return None
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        problems.extend(error.problems)
+        return None
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"--config {file.name}: no such file") from None
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"--config {file.name}: cannot be read as text") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"--config {file.name}{where}: not YAML") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {file.name}: must be a mapping of settings")
+    return content
+
+
+def _flatten(tree: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, object]]:
+    sections = {entry.name for entry in dataclasses.fields(ServerConfig) if _is_section(entry)}
+    for name, value in tree.items():
+        key = f"{above}{name}"
+        if isinstance(value, dict) and key in sections:
+            yield from _flatten(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _is_section(entry: "dataclasses.Field[Any]") -> bool:
+    return dataclasses.is_dataclass(entry.type)
+
+
+def _unknown(key: str, known: list[str], source: str) -> str:
+    match = nearest(key, known)
+    return f"{key} ({source}): no such setting" + (f"; did you mean {match}?" if match else "")
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _at_least(key: str, value: float, low: float) -> None:
+    if value < low:
+        raise ConfigError(f"{key} = {value}: must be at least {low}")
+
+
+def _within(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # NaN fails this too
+        raise ConfigError(f"{key} = {value}: must be from {low} to {high}")
+
+
+def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{key} = {value!r}: must be one of {', '.join(choices)}")

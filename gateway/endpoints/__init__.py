@@ -1,0 +1,1 @@
+"""HTTP, a file per plane; each route says which scope may call it."""

@@ -1,0 +1,79 @@
+"""What changes the server, or tells its inside. Open on loopback only, and never to a web page."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.endpoints.monitor import version_of
+from gateway.endpoints.route import Endpoint, Handler, JSONAnswer, json_object, query
+from gateway.errors import BadRequestError, ForbiddenError, shown
+from gateway.observer import Observer
+from gateway.prediction import DataPlane
+from gateway.router import Model
+
+
+def endpoints(plane: DataPlane, observer: Observer) -> list[Endpoint]:
+    """Models with what their warm-up found; adoption of a reference."""
+
+    async def models(request: Request) -> Response:
+        query(request)
+        return JSONAnswer({"models": [_about(model) for model in plane.table.models.values()]})
+
+    async def model(request: Request) -> Response:
+        query(request)
+        return JSONAnswer(_about(plane.table.model(request.path_params["model"])))
+
+    async def adopt(request: Request) -> Response:
+        given = await json_object(request)
+        for field in given:
+            if field not in ("rows", "version"):
+                raise BadRequestError(f"no field {shown(field)} here; there are: rows, version")
+        rows = given.get("rows", 1000)
+        if type(rows) is not int:
+            raise BadRequestError("'rows' must be an integer")
+        version = given.get("version")
+        name = request.path_params["model"]
+        number = version_of(plane, name, None if version is None else str(version))
+        return JSONAnswer(await observer.adopt(name, number, rows), status_code=202)
+
+    one = "/admin/models/{model}"
+    return [
+        Endpoint("GET", "/admin/models", "admin", _local(plane, models), "Models and versions."),
+        Endpoint("GET", one, "admin", _local(plane, model), "One model."),
+        Endpoint("POST", one + "/reference", "admin", _local(plane, adopt),
+                 "Adopt the next served rows as the reference profile."),
+    ]  # fmt: skip
+
+
+def _local(plane: DataPlane, handler: Handler) -> Handler:
+    async def guarded(request: Request) -> Response:
+        if not plane.config.is_local:
+            raise ForbiddenError("admin paths are closed beyond loopback: no key protects them")
+        if "origin" in request.headers or request.headers.get("sec-fetch-site", "none") != "none":
+            raise ForbiddenError("admin paths do not answer web pages")
+        return await handler(request)
+
+    return guarded
+
+
+def _about(model: Model) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "champion": model.champion.version if model.champion else None,
+        "versions": [
+            {
+                "version": version,
+                "state": _state(model, version),
+                "reason": model.refused.get(version),
+                **(dict(model.variants[version].about) if version in model.variants else {}),
+            }
+            for version in model.versions
+        ],
+    }
+
+
+def _state(model: Model, version: int) -> str:
+    if version in model.variants:
+        return "active"
+    return "refused" if version in model.refused else "unopened"

@@ -1,0 +1,78 @@
+"""What the monitors see: drift reports and metrics."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.endpoints.route import Endpoint, JSONAnswer, query
+from gateway.errors import BadRequestError, VersionNotFoundError, VersionRefusedError, shown
+from gateway.observer import WINDOWS, Observer
+from gateway.prediction import DataPlane
+from gateway.telemetry import BIN_ROWS, REFERENCE_SHARE, Telemetry
+from registry import names
+
+
+def endpoints(plane: DataPlane, observer: Observer, telemetry: Telemetry) -> list[Endpoint]:
+    """Reports and metrics, all read-only."""
+
+    async def summary(request: Request) -> Response:
+        query(request)
+        return JSONAnswer({"models": await observer.summary()})
+
+    async def drift(request: Request) -> Response:
+        given = query(request, "version", "window")
+        asked = given.get("window", "last")
+        window = next((known for known in WINDOWS if known == asked), None)
+        if window is None:
+            raise BadRequestError(f"window {shown(asked)} is none of {', '.join(WINDOWS)}")
+        version = version_of(plane, request.path_params["model"], given.get("version"))
+        return JSONAnswer(await observer.report(request.path_params["model"], version, window))
+
+    async def metrics(_: Request) -> Response:
+        text, content_type = telemetry.exposition()
+        return Response(text, headers={"content-type": content_type})
+
+    async def bins(_: Request) -> Response:
+        counted = await observer.bins()
+        telemetry.source(
+            BIN_ROWS,
+            lambda: [
+                ((*version, channel, label), rows)
+                for version, found in counted.items()
+                for channel, label, rows, _ in found
+            ],
+        )
+        telemetry.source(
+            REFERENCE_SHARE,
+            lambda: [
+                ((*version, channel, label), share)
+                for version, found in counted.items()
+                for channel, label, _, share in found
+            ],
+        )
+        text, content_type = telemetry.exposition(bins=True)
+        return Response(text, headers={"content-type": content_type})
+
+    return [
+        Endpoint("GET", "/drift", "monitor", summary, "All versions, a line each."),
+        Endpoint("GET", "/drift/{model}", "monitor", drift, "Scores of one version."),
+        Endpoint("GET", "/metrics", "monitor", metrics, "Counters, latencies, scores."),
+        Endpoint("GET", "/metrics/bins", "monitor", bins, "Rows per bin of every channel."),
+    ]
+
+
+def version_of(plane: DataPlane, name: str, version: str | None) -> int:
+    """The open version meant: the one named, else the one that answers.
+
+    Raises
+    ------
+    ModelNotFoundError, VersionNotFoundError, VersionRefusedError
+    """
+    model = plane.table.model(name)
+    if version is None:
+        if model.champion is None:
+            raise VersionRefusedError(f"no version of model {name!r} could be opened")
+        return model.champion.version
+    number = names.version(version)
+    if number is None or number not in model.variants:
+        raise VersionNotFoundError(name, version, sorted(model.variants))
+    return number

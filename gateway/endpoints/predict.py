@@ -1,0 +1,154 @@
+"""`POST /v2/models/{m}[/versions/{v}]/infer`: a raw ASGI endpoint in front of all routing.
+
+A starlette route would cost as much as the whole HTTP server.
+"""
+
+import logging
+import math
+import os
+import re
+import time
+from itertools import count
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from gateway.endpoints.route import error_body, error_headers
+from gateway.errors import (
+    BadRequestError,
+    ClientGoneError,
+    EncodingError,
+    GatewayError,
+    MethodError,
+    TooLargeError,
+    shown,
+)
+from gateway.prediction import DataPlane, Head, infer
+from gateway.telemetry import event
+
+_PREFIX, _SUFFIX = "/v2/models/", "/infer"
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_JSON = (b"content-type", b"application/json")
+_READ = frozenset((
+    b"content-length", b"content-encoding", b"x-request-id", b"x-request-timeout",
+    b"inference-header-content-length",
+))  # fmt: skip
+
+
+def is_prediction(path: str) -> bool:
+    """Whether a path is this endpoint's."""
+    return path.endswith(_SUFFIX) and path.startswith(_PREFIX)
+
+
+class Predict:
+    """The endpoint. Called with every path for which `is_prediction` holds."""
+
+    scope = "predict"
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+        self._body_bytes_max = plane.config.limits.body_bytes_max
+        # Unique over workers and restarts without asking the system for each request.
+        self._id_start = os.urandom(6).hex().encode()
+        self._ids = count(1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        start = time.perf_counter()
+        headers = {name: value for name, value in scope["headers"] if name in _READ}
+        request_id = headers.get(b"x-request-id")
+        if request_id is None or not _REQUEST_ID.fullmatch(request_id):
+            request_id = b"%s-%x" % (self._id_start, next(self._ids))
+        status, extra = 200, {}
+        try:
+            head = _head(scope, headers, receive)
+            body = await self._body(headers, receive)
+            answer = await infer(self._plane, head, body, start)
+        except ClientGoneError:
+            return
+        except GatewayError as error:
+            status, extra, answer = error.status, error_headers(error), error_body(error)
+        except Exception:  # noqa: BLE001  no trace may reach a client
+            event("request_failed", logging.ERROR, path="/v2/models/{m}/infer", exc=True)
+            failure = GatewayError("internal error; the server's log says more")
+            status, answer = failure.status, error_body(failure)
+        lines = [_JSON, (b"content-length", b"%d" % len(answer)), (b"x-request-id", request_id)]
+        lines += [(name.encode(), value.encode()) for name, value in extra.items()]
+        await send({"type": "http.response.start", "status": status, "headers": lines})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        """The whole body.
+
+        Raises
+        ------
+        TooLargeError : longer than limits.body_bytes_max; known before it is read, if it can be.
+        """
+        length = headers.get(b"content-length")
+        if length is not None and int(length) > self._body_bytes_max:
+            raise self._too_large()
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError("the client hung up")
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body", False):
+            if len(body) > self._body_bytes_max:
+                raise self._too_large()
+            return body
+        chunks, size = [body], len(body)
+        while message.get("more_body", False):
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError("the client hung up")
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > self._body_bytes_max:
+                raise self._too_large()
+        return b"".join(chunks)
+
+    def _too_large(self) -> TooLargeError:
+        return TooLargeError(
+            f"the body is longer than {self._body_bytes_max} bytes (limits.body_bytes_max)"
+        )
+
+
+def _head(scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Head:
+    """What the path and the headers say."""
+    if scope["method"] != "POST":
+        raise MethodError(scope["method"], ["POST"])
+    path: str = scope["path"]
+    model, _, version = path[len(_PREFIX) : -len(_SUFFIX)].partition("/versions/")
+    if len(headers) > 1:
+        _refuse_codings(headers)
+
+    async def gone() -> None:
+        message: Any = {"type": ""}
+        while message["type"] != "http.disconnect":
+            message = await receive()
+
+    has_version = path.count("/") > 4
+    return Head(model, version if has_version else None, _timeout_s(headers), gone)
+
+
+def _timeout_s(headers: dict[bytes, bytes]) -> float | None:
+    text = headers.get(b"x-request-timeout")
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise BadRequestError(f"x-request-timeout must be seconds > 0, not {shown(text.decode('latin-1'))}")  # noqa: E501  # fmt: skip
+    return seconds
+
+
+def _refuse_codings(headers: dict[bytes, bytes]) -> None:
+    coding = headers.get(b"content-encoding", b"identity")
+    if coding.lower() != b"identity":
+        raise EncodingError(
+            f"content-encoding {shown(coding.decode('latin-1'))} is not read here; send it as it is"
+        )
+    json_length = headers.get(b"inference-header-content-length")
+    if json_length is not None and json_length != headers.get(b"content-length"):
+        raise BadRequestError("binary tensors are not read here; send the tensors as JSON")

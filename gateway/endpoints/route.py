@@ -1,0 +1,151 @@
+"""What every HTTP endpoint shares: a route with its scope, JSON answers, and errors as JSON."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.errors import (
+    BadRequestError,
+    GatewayError,
+    MethodError,
+    NotFoundError,
+    TooLargeError,
+    shown,
+)
+from gateway.telemetry import event
+
+Scope = Literal["open", "predict", "monitor", "admin"]
+Handler = Callable[[Request], Awaitable[Response]]
+
+_BODY_BYTES_MAX = 64 * 1024
+_QUERY_MAX = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One path and verb."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    scope: Scope
+    handler: Handler
+    summary: str
+
+
+class JSONAnswer(Response):
+    """A value as JSON."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """The bytes of it; NaN becomes null."""
+        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def routes(endpoints: list[Endpoint]) -> list[Route]:
+    """One starlette route per path, with all of its verbs."""
+    by_path: dict[str, dict[str, Endpoint]] = {}
+    for endpoint in endpoints:
+        by_path.setdefault(endpoint.path, {})[endpoint.method] = endpoint
+    return [_route(path, verbs) for path, verbs in by_path.items()]
+
+
+def _route(path: str, verbs: Mapping[str, Endpoint]) -> Route:
+    async def answer(request: Request) -> Response:
+        verb = "GET" if request.method == "HEAD" else request.method
+        endpoint = verbs.get(verb)
+        if endpoint is None:
+            return error_answer(MethodError(request.method, sorted(verbs)))
+        try:
+            return await endpoint.handler(request)
+        except GatewayError as error:
+            return error_answer(error)
+        except Exception:  # noqa: BLE001  no trace may reach a client
+            event("request_failed", logging.ERROR, path=path, exc=True)
+            return error_answer(GatewayError("internal error; the server's log says more"))
+
+    methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+    return Route(path, answer, methods=methods)
+
+
+def error_answer(error: GatewayError) -> Response:
+    """`{"error": sentence, "code": stable code}` with the status of the error."""
+    return Response(
+        error_body(error),
+        status_code=error.status,
+        headers=error_headers(error),
+        media_type="application/json",
+    )
+
+
+def error_body(error: GatewayError) -> bytes:
+    """The JSON of an error."""
+    return orjson.dumps({"error": str(error), "code": error.code})
+
+
+def error_headers(error: GatewayError) -> dict[str, str]:
+    """Headers that go with an error."""
+    headers: dict[str, str] = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
+    if isinstance(error, MethodError):
+        headers["allow"] = ", ".join(error.allowed)
+    if isinstance(error, TooLargeError):
+        headers["connection"] = "close"
+    return headers
+
+
+async def no_such_path(request: Request, error: Exception) -> Response:
+    """Starlette's own errors, in our words."""
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        path = shown(request.scope["path"])
+        return error_answer(NotFoundError(f"no such path: {path}; see /v2, /drift, /metrics"))
+    return error_answer(GatewayError("internal error; the server's log says more"))
+
+
+def query(request: Request, *known: str) -> dict[str, str]:
+    """The query's parameters.
+
+    Raises
+    ------
+    BadRequestError : one that this path does not know, or one given twice.
+    """
+    given: dict[str, str] = {}
+    if len(request.scope["query_string"]) > _QUERY_MAX:
+        raise BadRequestError(f"the query is longer than {_QUERY_MAX} bytes")
+    for name, value in request.query_params.multi_items():
+        if name not in known:
+            takes = ", ".join(known) or "none"
+            raise BadRequestError(f"no query parameter {shown(name)} here; there are: {takes}")
+        if name in given:
+            raise BadRequestError(f"query parameter {name!r} is given twice")
+        given[name] = value
+    return given
+
+
+async def json_object(request: Request) -> dict[str, Any]:
+    """A small JSON object as body.
+
+    Raises
+    ------
+    BadRequestError, TooLargeError
+    """
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _BODY_BYTES_MAX:
+            raise TooLargeError(f"the body is longer than {_BODY_BYTES_MAX} bytes")
+    try:
+        value = orjson.loads(body or b"{}")
+    except orjson.JSONDecodeError as error:
+        raise BadRequestError(f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadRequestError("the body must be a JSON object")
+    return value

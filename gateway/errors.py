@@ -1,0 +1,229 @@
+"""Every way a request or a start can fail, with its HTTP status and a stable code.
+
+    GatewayError
+    |- BadRequestError          400  the request itself is wrong
+    |  |- TensorError           400  one tensor of it is: name, datatype, shape or data
+    |  `- InputRefusedError     400  it fits the signature, and the model still refuses its values
+    |- NotFoundError            404  no such model, version or path
+    |- MethodError              405  the path exists, the verb does not
+    |- TooLargeError            413  more bytes or rows than one request may have
+    |- EncodingError            415  a content coding that is not spoken here
+    |- ClientGoneError          499  nobody is left to answer (never sent)
+    |- ModelFailedError         500  the model failed on input that fits its signature
+    |- NotReadyError            503  nothing can answer yet, or any more
+    |- ForbiddenError           403  not from here
+    |- DeadlineError            504  the answer would come too late
+    |- QueueFullError           429  as many rows wait as may wait
+    |- ConfigError                   a setting is wrong; the server does not start
+    `- StartError                    the server cannot start for a reason outside its settings
+
+An error text says what, where, and what would be right. It holds no path of the machine and no
+trace: it is shown to clients.
+"""
+
+import reprlib
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+
+class GatewayError(Exception):
+    """What driftgate answers instead of a prediction."""
+
+    code = "internal"
+    status = 500
+    retry_after_s: int | None = None
+
+
+class BadRequestError(GatewayError):
+    """The request is wrong, and would be wrong again."""
+
+    code = "bad_request"
+    status = 400
+
+
+class TensorError(BadRequestError):
+    """One tensor of a request does not fit what the model takes."""
+
+    code = "bad_tensor"
+
+
+class InputRefusedError(BadRequestError):
+    """The tensors fit the signature, yet the model refuses their values (an index out of range)."""
+
+    code = "input_refused"
+
+
+class ForbiddenError(GatewayError):
+    """The caller may not do this from where it is."""
+
+    code = "forbidden"
+    status = 403
+
+
+class NotFoundError(GatewayError):
+    """A name that nothing has."""
+
+    code = "not_found"
+    status = 404
+
+
+class ModelNotFoundError(NotFoundError):
+    """No model of this name is served."""
+
+    code = "model_not_found"
+
+    def __init__(self, model: str, known: Sequence[str]) -> None:
+        super().__init__(f"no model {shown(model)} here{_suggestion(model, known)}")
+
+
+class VersionNotFoundError(NotFoundError):
+    """The model is there, this version of it is not."""
+
+    code = "version_not_found"
+
+    def __init__(self, model: str, version: str, known: Sequence[int]) -> None:
+        have = ", ".join(map(str, known[-10:])) or "none"
+        super().__init__(f"model {model!r} has no version {shown(version)}; it has: {have}")
+
+
+class MethodError(GatewayError):
+    """The path exists, but not for this verb."""
+
+    code = "method_not_allowed"
+    status = 405
+
+    def __init__(self, method: str, allowed: Sequence[str]) -> None:
+        self.allowed = tuple(allowed)
+        super().__init__(f"{method} is not allowed here; use {' or '.join(allowed)}")
+
+
+class TooLargeError(GatewayError):
+    """More than one request may carry."""
+
+    code = "too_large"
+    status = 413
+
+
+class EncodingError(GatewayError):
+    """A body in a coding that is not spoken here."""
+
+    code = "unsupported_encoding"
+    status = 415
+
+
+class QueueFullError(GatewayError):
+    """The queue of one version holds as many rows as it may."""
+
+    code = "queue_full"
+    status = 429
+
+    def __init__(self, model: str, version: int, rows_max: int, retry_after_s: int) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(
+            f"model {model!r} version {version}: the queue may hold {rows_max} rows and is full;"
+            " retry later, or raise limits.queue_rows_max"
+        )
+
+
+class ClientGoneError(GatewayError):
+    """The client hung up before its rows ran: they are dropped, and nobody is answered."""
+
+    code = "client_gone"
+    status = 499
+
+
+class ModelFailedError(GatewayError):
+    """The model failed on input that fits its signature."""
+
+    code = "model_failed"
+
+
+class NotReadyError(GatewayError):
+    """Nothing can answer this now."""
+
+    code = "not_ready"
+    status = 503
+
+
+class VersionRefusedError(NotReadyError):
+    """The version is in the registry, but was refused when it was opened."""
+
+    code = "version_refused"
+
+
+class DeadlineError(GatewayError):
+    """The time the caller allowed is over."""
+
+    code = "deadline_exceeded"
+    status = 504
+
+    def __init__(self, model: str, timeout_s: float) -> None:
+        super().__init__(f"model {model!r}: no answer within {timeout_s:g} s")
+
+
+class ConfigError(GatewayError):
+    """A setting is wrong. `problems` holds every one that was found."""
+
+    code = "bad_config"
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("; ".join(problems))
+
+
+class StartError(GatewayError):
+    """The server cannot start: the directory, the port or the machine says no."""
+
+    code = "cannot_start"
+
+
+ALL = (
+    BadRequestError,
+    TensorError,
+    InputRefusedError,
+    ForbiddenError,
+    NotFoundError,
+    ModelNotFoundError,
+    VersionNotFoundError,
+    MethodError,
+    TooLargeError,
+    EncodingError,
+    QueueFullError,
+    ClientGoneError,
+    GatewayError,
+    ModelFailedError,
+    NotReadyError,
+    VersionRefusedError,
+    DeadlineError,
+)
+"""Every error that can reach a client: docs/reference/errors.md lists them, a test compares."""
+
+
+def shown(value: object) -> str:
+    """A client's own value, printable and short enough to be repeated in an answer."""
+    return _SHORT.repr(value).encode("ascii", "backslashreplace").decode("ascii")
+
+
+def _short() -> reprlib.Repr:
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    short.maxlevel = 2
+    return short
+
+
+_SHORT = _short()
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that `name` was probably meant to be."""
+    matches = get_close_matches(name[:128], known, n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    if (match := nearest(name, known)) is not None:
+        return f"; did you mean {match!r}?"
+    if not known:
+        return "; the registry has none"
+    more = f" and {len(known) - 5} more" if len(known) > 5 else ""
+    return f"; there are: {', '.join(sorted(known)[:5])}{more}"

@@ -1,0 +1,124 @@
+"""A prediction asked for, whatever it was written in, and its fit to what a model takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gateway.errors import TensorError, shown
+from gateway.tensors import Array
+from registry.signature import Signature, TensorSpec
+
+
+@dataclass(slots=True)
+class Tensor:
+    """One named array of a request."""
+
+    name: str
+    datatype: str
+    array: Array
+
+
+@dataclass(slots=True)
+class Call:
+    """One prediction as the client asked for it."""
+
+    inputs: list[Tensor]
+    outputs: tuple[str, ...] = ()
+    """Names of the outputs wanted, in the order wanted; empty: all, in the model's order."""
+    id: str | None = None
+    timeout_s: float | None = None
+
+
+def bind(call: Call, signature: Signature, model: str) -> list[Array]:
+    """The request's arrays in the model's own order.
+
+    Raises
+    ------
+    TensorError : a tensor is missing, extra, twice there, or of another datatype or shape.
+    """
+    specs = signature.inputs
+    given = call.inputs
+    # Nearly every client sends the tensors in the model's order: compare in place first.
+    if len(given) == len(specs):
+        arrays: list[Array] = []
+        for tensor, spec in zip(given, specs, strict=True):
+            if tensor.name != spec.name:
+                break
+            arrays.append(_checked(tensor, spec, model))
+        else:
+            return arrays
+    by_name: dict[str, Tensor] = {}
+    for tensor in given:
+        if tensor.name in by_name:
+            raise TensorError(f"input {shown(tensor.name)} is given twice; give it once")
+        by_name[tensor.name] = tensor
+    names = [spec.name for spec in specs]
+    for name in by_name:
+        if name not in names:
+            raise TensorError(
+                f"model {model!r} has no input {shown(name)}; it takes: {_list(names)}"
+            )
+    if missing := [name for name in names if name not in by_name]:
+        raise TensorError(f"input {_list(missing)} of model {model!r} is missing")
+    return [_checked(by_name[spec.name], spec, model) for spec in specs]
+
+
+def n_rows(arrays: Sequence[Array], signature: Signature, model: str) -> int:
+    """Rows of a request: the common length of the first axis.
+
+    Raises
+    ------
+    TensorError : two inputs disagree.
+    """
+    rows: int = arrays[0].shape[0]
+    for array, spec in zip(arrays, signature.inputs, strict=True):
+        if array.shape[0] != rows:
+            raise TensorError(
+                f"input {spec.name!r} of model {model!r} has {array.shape[0]} rows,"
+                f" input {signature.inputs[0].name!r} has {rows}; they must agree"
+            )
+    return rows
+
+
+def choose(call: Call, signature: Signature, model: str) -> list[int] | None:
+    """Positions of the outputs asked for, in the order asked for; None stands for all.
+
+    Raises
+    ------
+    TensorError : no such output, or one asked for twice.
+    """
+    if not call.outputs:
+        return None
+    positions = {spec.name: k for k, spec in enumerate(signature.outputs)}
+    for name in call.outputs:
+        if name not in positions:
+            raise TensorError(
+                f"model {model!r} has no output {shown(name)}; it gives: {_list(list(positions))}"
+            )
+    if len(set(call.outputs)) < len(call.outputs):
+        raise TensorError("outputs: one is asked for twice; ask for it once")
+    return [positions[name] for name in call.outputs]
+
+
+def _checked(tensor: Tensor, spec: TensorSpec, model: str) -> Array:
+    if tensor.datatype != spec.datatype:
+        raise TensorError(
+            f"input {spec.name!r} of model {model!r} is {spec.datatype},"
+            f" the request gives {tensor.datatype}"
+        )
+    shape = tensor.array.shape
+    # A model may leave the rank of an input open, which reads as a shape without axes.
+    if spec.shape and not spec.fits(shape):
+        raise TensorError(
+            f"input {spec.name!r} of model {model!r} has shape {_shape(spec.shape)}"
+            f"{' (-1: any size)' if -1 in spec.shape else ''}, the request gives {_shape(shape)}"
+        )
+    return tensor.array
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _list(names: list[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(repr(name) for name in names[:10]) + more

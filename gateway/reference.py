@@ -1,0 +1,190 @@
+"""Reference data to a reference profile: read columns, make them what the model sees, fit.
+
+The reference is cast to the signature's datatypes before it is binned, and output channels come
+from running the model on it: a value rounded differently would fall into another bin, and look
+like drift.
+"""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gateway.columns import Column, columns_of
+from gateway.config import RuntimeConfig
+from gateway.errors import BadRequestError, shown
+from gateway.runtime import Session
+from gateway.tensors import DTYPES, Array
+from monitors import MonitorError, Profile
+from registry.signature import Signature, TensorSpec
+
+Progress = Callable[[float], None]
+"""Is told the share done, 0 to 1."""
+
+_MISSING = frozenset(("", "na", "n/a", "nan", "null", "none"))
+_RUN_ROWS = 1024
+
+
+def read(file: Path, progress: Progress = lambda _: None) -> dict[str, Array]:
+    """Columns of a CSV file with a header line, or of an NPZ file of arrays.
+
+    A CSV column whose values are all numbers (or missing: empty, NA, NaN, null) is numeric.
+
+    Raises
+    ------
+    BadRequestError : the file is missing, empty, or a line has another number of fields.
+    """
+    try:
+        if file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        return _read_csv(file, progress)
+    except FileNotFoundError:
+        raise BadRequestError(f"{file.name}: no such file") from None
+    except IsADirectoryError:
+        raise BadRequestError(f"{file.name}: is a directory") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise BadRequestError(f"{file.name}: not CSV in UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise BadRequestError(f"{file.name}: cannot be read ({error})") from None
+
+
+def fit(columns: Mapping[str, Array], lineage: Mapping[str, object]) -> Profile:
+    """A profile of the columns as inputs, each named `input:NAME`.
+
+    Raises
+    ------
+    BadRequestError : a column that cannot be profiled, by name.
+    """
+    return _fitted({f"input:{name}": values for name, values in columns.items()}, lineage)
+
+
+def fit_to_model(
+    columns: Mapping[str, Array],
+    model: Path,
+    lineage: Mapping[str, object],
+    progress: Progress = lambda _: None,
+) -> Profile:
+    """A profile of a model's inputs and, by running it, its outputs.
+
+    Columns go to inputs by name; to one matrix input in their order.
+
+    Raises
+    ------
+    BadRequestError : a column is missing, superfluous, or not what the model takes.
+    VersionRefusedError : the model cannot be opened.
+    """
+    session = Session(model, RuntimeConfig())
+    signature = session.signature
+    inputs = _inputs(columns, signature)
+    channels, _ = columns_of(signature)
+    n = len(inputs[0])
+    parts: list[list[Array]] = []
+    for start in range(0, n, _RUN_ROWS):
+        parts.append(session.run([array[start : start + _RUN_ROWS] for array in inputs]))
+        progress(min(1.0, (start + _RUN_ROWS) / n))
+    outputs = [np.concatenate(tensors) for tensors in zip(*parts, strict=True)]
+    values = {channel.channel: _column(channel, inputs, outputs) for channel in channels}
+    return _fitted({name: column for name, column in values.items() if len(column) == n}, lineage)
+
+
+def _fitted(columns: Mapping[str, Array], lineage: Mapping[str, object]) -> Profile:
+    try:
+        return Profile.fit(columns, lineage=lineage)
+    except MonitorError as error:
+        raise BadRequestError(str(error)) from None
+
+
+def _inputs(columns: Mapping[str, Array], signature: Signature) -> list[Array]:
+    specs = signature.inputs
+    if any(spec.shape[:1] != (-1,) or len(spec.shape) > 2 for spec in specs):
+        raise BadRequestError("the model has an input that is neither a column nor a matrix")
+    names = list(columns)
+    if len(specs) == 1 and len(specs[0].shape) == 2 and specs[0].shape[1] != 1:
+        width = specs[0].shape[1]
+        if width not in (-1, len(names)):
+            raise BadRequestError(
+                f"input {specs[0].name!r} takes {width} columns, the data has {len(names)}"
+            )
+        return [np.stack([_cast(columns[name], specs[0], name) for name in names], axis=1)]
+    wanted = [spec.name for spec in specs]
+    if missing := [name for name in wanted if name not in columns]:
+        raise BadRequestError(f"the data has no column {missing[0]!r}, which the model takes")
+    return [
+        _cast(columns[spec.name], spec, spec.name).reshape((-1, *spec.row_shape)) for spec in specs
+    ]
+
+
+def _cast(values: Array, spec: TensorSpec, name: str) -> Array:
+    """The column in the datatype that the model will be given."""
+    if spec.datatype == "BYTES":
+        texts = ["" if value is None else str(value) for value in values.tolist()]
+        return np.array(texts, dtype=np.object_)
+    if values.dtype.kind not in "biuf":
+        k = next(k for k, value in enumerate(values.tolist()) if not isinstance(value, int | float))
+        raise BadRequestError(
+            f"column {name!r}: row {k + 1} is {shown(values[k])}; the model takes {spec.datatype}"
+        )
+    dtype = DTYPES[spec.datatype]
+    if dtype.kind in "iub" and values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise BadRequestError(
+            f"column {name!r} has missing values; {spec.datatype} cannot hold them"
+        )
+    return values.astype(dtype)
+
+
+def _column(column: Column, inputs: Sequence[Array], outputs: Sequence[Array]) -> Array:
+    array = (outputs if column.is_output else inputs)[column.tensor]
+    matrix = array.reshape(len(array), -1) if len(array) else array.reshape(0, 1)
+    return matrix[:, column.position]
+
+
+def _read_csv(file: Path, progress: Progress) -> dict[str, Array]:
+    size = max(file.stat().st_size, 1)
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        lines = csv.reader(stream, strict=True)
+        header = next(lines, None)
+        if not header:
+            raise BadRequestError(f"{file.name}: is empty; the first line must name the columns")
+        if len(set(header)) < len(header):
+            twice = next(name for name in header if header.count(name) > 1)
+            raise BadRequestError(f"{file.name}: two columns are named {shown(twice)}")
+        columns: list[list[str]] = [[] for _ in header]
+        width, read_bytes = len(header), 0
+        for fields in lines:
+            if not fields:
+                continue
+            if len(fields) != width:
+                raise BadRequestError(
+                    f"{file.name}: line {lines.line_num} has {len(fields)} fields,"
+                    f" the header has {width}"
+                )
+            for column, field in zip(columns, fields, strict=True):
+                column.append(field)
+            read_bytes += sum(map(len, fields)) + width
+            if lines.line_num % 10_000 == 0:
+                progress(min(1.0, read_bytes / size))
+    if not columns[0]:
+        raise BadRequestError(f"{file.name}: has a header, but no rows")
+    progress(1.0)
+    return {name: _typed(column) for name, column in zip(header, columns, strict=True)}
+
+
+def _typed(texts: list[str]) -> Array:
+    """Numbers where every value is one or missing, else text with None for missing."""
+    plain = [text.strip() for text in texts]
+    cleaned: list[Any] = [None if text.lower() in _MISSING else text for text in plain]
+    if all(value is None for value in cleaned):
+        return np.full(len(cleaned), np.nan)
+    try:
+        numbers = [np.nan if value is None else float(value) for value in cleaned]
+    except ValueError:
+        return np.array(cleaned, dtype=np.object_)
+    if None not in cleaned:
+        try:
+            return np.array([int(value) for value in cleaned], dtype=np.int64)
+        except (ValueError, OverflowError):
+            pass
+    return np.array(numbers)

@@ -1,0 +1,123 @@
+"""Which variant answers a call. Tables are frozen: a request reads one and sees no change."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from gateway.counters import Counter, Histogram
+from gateway.errors import ModelNotFoundError, VersionNotFoundError, VersionRefusedError
+from gateway.telemetry import REQUEST_SECONDS, REQUESTS, Telemetry
+from gateway.tensors import Array
+from registry import names
+from registry.signature import Signature
+
+
+class Queue(Protocol):
+    """Where a variant's rows wait; a route knows no session."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether rows submitted now would have to wait."""
+
+    def submit(
+        self, inputs: list[Array], rows: int, timeout_s: float
+    ) -> "asyncio.Future[list[Array]]":
+        """Queue rows; the future holds the outputs."""
+
+
+class Meters:
+    """What one variant met in one kind of traffic."""
+
+    __slots__ = ("_labels", "_telemetry", "ok", "seconds")
+
+    def __init__(
+        self, telemetry: Telemetry, model: str, version: int, variant: str, traffic: str
+    ) -> None:
+        self._telemetry = telemetry
+        self._labels = (model, str(version), variant, traffic)
+        self.ok: Counter = self.failed("ok")
+        self.seconds: Histogram = telemetry.histogram(REQUEST_SECONDS, *self._labels)
+
+    def failed(self, code: str) -> Counter:
+        """Requests that ended with this code."""
+        return self._telemetry.counter(REQUESTS, *self._labels, code)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A version in a role: what answers."""
+
+    model: str
+    version: int
+    signature: Signature
+    queue: Queue
+    answer_head: bytes
+    """The first bytes of every JSON answer."""
+    row_bytes: int
+    """Memory that one observed row takes, about."""
+    tap_dropped: Counter
+    """Rows that the tap had no room for."""
+    meters: Meters
+    """Counts of calls that named no version."""
+    about: Mapping[str, Any]
+    """What the warm-up found, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One name that clients call."""
+
+    name: str
+    versions: tuple[int, ...]
+    """All that are in the registry, ascending."""
+    variants: Mapping[int, Variant] = field(default_factory=dict)
+    """Those that are open."""
+    refused: Mapping[int, str] = field(default_factory=dict)
+    """Those that could not be opened, with the reason."""
+    champion: Variant | None = None
+    """What answers when no version is named: the highest that could be opened."""
+
+    def pick(self, version: str | None) -> Variant | int:
+        """What answers, or the number of a version that must be opened first.
+
+        Raises
+        ------
+        VersionNotFoundError, VersionRefusedError
+        """
+        if version is None:
+            if self.champion is None:
+                why = "; ".join(f"{n}: {reason}" for n, reason in sorted(self.refused.items()))
+                raise VersionRefusedError(f"no version of model {self.name!r} can answer: {why}")
+            return self.champion
+        number = names.version(version)
+        if number is None or number not in self.versions:
+            raise VersionNotFoundError(self.name, version, self.versions)
+        if number in self.refused:
+            raise VersionRefusedError(
+                f"model {self.name!r} version {number} was refused: {self.refused[number]}"
+            )
+        return self.variants.get(number, number)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Everything that can be called, at one moment."""
+
+    models: Mapping[str, Model] = field(default_factory=dict)
+
+    def model(self, name: str) -> Model:
+        """The model of this name.
+
+        Raises
+        ------
+        ModelNotFoundError : with the nearest name there is.
+        """
+        try:
+            return self.models[name]
+        except KeyError:
+            raise ModelNotFoundError(name, list(self.models)) from None
+
+    def replaced(self, model: Model) -> "Table":
+        """A copy with one model replaced."""
+        return Table({**self.models, model.name: model})

@@ -1,0 +1,264 @@
+"""A worker's view of the registry: looks, opens and warms beside, then swaps one table.
+
+Opening is done off the event loop, one version at a time. A version that cannot be opened is
+refused with its reason, and the others serve on.
+"""
+
+import asyncio
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from gateway.batcher import Batcher, BatchMeters
+from gateway.config import ServerConfig
+from gateway.errors import StartError, VersionRefusedError
+from gateway.observer import Observer, Watch, WatchMeters, adopted
+from gateway.prediction import DataPlane
+from gateway.protocol import v2_json
+from gateway.router import Meters, Model, Variant
+from gateway.runtime import Session, Trial
+from gateway.telemetry import (
+    ALARMS,
+    BATCH_ROWS,
+    OBSERVED,
+    OBSERVER_ERRORS,
+    QUEUE_SECONDS,
+    RUN_SECONDS,
+    SHED,
+    TAP_DROPPED,
+    Sample,
+    event,
+)
+from gateway.tensors import DTYPES
+from monitors import MonitorError, Profile
+from registry import catalog
+from registry.catalog import VersionFiles
+from registry.errors import RegistryError
+from registry.signature import Signature
+
+
+class Sync:
+    """Brings what is in the registry into the table of the data plane."""
+
+    def __init__(self, config: ServerConfig, plane: DataPlane, observer: Observer) -> None:
+        self._config = config
+        self._plane = plane
+        self._observer = observer
+        self._files: dict[tuple[str, int], VersionFiles] = {}
+        self._batchers: dict[tuple[str, int], Batcher] = {}
+        self._adopted: dict[tuple[str, int], Profile] = {}
+        self._opening = asyncio.Lock()
+        self.problems: tuple[str, ...] = ()
+        plane.open_version = self.open_version
+
+    @property
+    def _references(self) -> Path:
+        return self._config.state_path / "references"
+
+    async def load(self) -> None:
+        """Open the highest version of every model that can be opened, then be ready."""
+        found = await asyncio.to_thread(look, Path(self._config.registry))
+        self._adopted = await asyncio.to_thread(adopted, self._references)
+        self.problems = found.problems
+        for problem in found.problems:
+            event("entry_skipped", logging.WARNING, reason=problem)
+        for name, versions in found.models.items():
+            self._files.update({(name, files.version): files for files in versions})
+            numbers = tuple(files.version for files in versions)
+            self._put(Model(name, numbers))
+        for name, versions in found.models.items():
+            for files in reversed(versions):
+                try:
+                    await self.open_version(name, files.version)
+                except VersionRefusedError:
+                    continue  # said and kept by open_version; the next lower one is tried
+                break
+        self._plane.is_ready = any(
+            model.champion is not None for model in self._plane.table.models.values()
+        )
+
+    async def open_version(self, name: str, version: int) -> Variant:
+        """Open one version unless it is open already, and put it into the table.
+
+        Raises
+        ------
+        VersionRefusedError : it cannot be opened; it is not tried again.
+        """
+        async with self._opening:
+            model = self._plane.table.models[name]
+            picked = model.pick(str(version))
+            if isinstance(picked, Variant):
+                return picked
+            files = self._files[name, version]
+            start = time.perf_counter()
+            try:
+                session, trial = await asyncio.to_thread(self._open, files)
+            except VersionRefusedError as error:
+                self._put(replace(model, refused={**model.refused, version: str(error)}))
+                event(
+                    "version_refused",
+                    logging.ERROR,
+                    model=name,
+                    version=version,
+                    reason=str(error),
+                )
+                raise
+            variant = self._variant(files, session, trial)
+            await self._watch(files, session.signature)
+            champion = model.champion
+            if champion is None or champion.version < version:
+                champion = variant
+            variants = {**model.variants, version: variant}
+            self._put(replace(model, variants=variants, champion=champion))
+            event(
+                "version_opened",
+                model=name,
+                version=version,
+                seconds=round(time.perf_counter() - start, 3),
+                **variant.about,
+            )
+            return variant
+
+    async def close(self) -> None:
+        """Finish what waits, and end the sessions' threads."""
+        self._plane.is_ready = False
+        await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
+
+    def refused_samples(self) -> "list[Sample]":
+        """Refused versions by model, for the exposition."""
+        return [((model.name,), len(model.refused)) for model in self._plane.table.models.values()]
+
+    def queued_samples(self) -> "list[Sample]":
+        """Rows waiting by version, for the exposition."""
+        return [
+            ((name, str(version)), batcher.rows_queued)
+            for (name, version), batcher in self._batchers.items()
+        ]
+
+    def _open(self, files: VersionFiles) -> tuple[Session, Trial]:
+        session = Session(files.model_file, self._config.runtime)
+        return session, session.try_out(self._config.batch, self._config.runtime)
+
+    def _variant(self, files: VersionFiles, session: Session, trial: Trial) -> Variant:
+        config, telemetry = self._config, self._plane.telemetry
+        name, version, signature = files.model, files.version, session.signature
+        labels = (name, str(version))
+        batcher = Batcher(
+            session.run,
+            model=name,
+            version=version,
+            can_batch=trial.can_batch,
+            is_inline=trial.is_inline,
+            rows_max=config.batch.rows_max,
+            wait_s_max=config.batch.wait_s_max,
+            queue_rows_max=config.limits.queue_rows_max,
+            inline_s_max=config.runtime.inline_s_max,
+            has_free_axes=any(-1 in spec.row_shape for spec in signature.inputs),
+            meters=BatchMeters(
+                queue_s=telemetry.histogram(QUEUE_SECONDS, *labels),
+                run_s=telemetry.histogram(RUN_SECONDS, *labels),
+                rows=telemetry.histogram(BATCH_ROWS, *labels),
+                refused=telemetry.counter(SHED, *labels, "queue_full"),
+                late=telemetry.counter(SHED, *labels, "deadline_exceeded"),
+                gone=telemetry.counter(SHED, *labels, "client_gone"),
+            ),
+        )
+        self._batchers[name, version] = batcher
+        return Variant(
+            model=name,
+            version=version,
+            signature=signature,
+            queue=batcher,
+            answer_head=v2_json.answer_head(name, version),
+            row_bytes=row_bytes(signature),
+            tap_dropped=telemetry.counter(TAP_DROPPED, *labels),
+            meters=Meters(telemetry, name, version, "champion", "primary"),
+            about=about(trial, config.batch.rows_max),
+        )
+
+    async def _watch(self, files: VersionFiles, signature: Signature) -> None:
+        labels = (files.model, str(files.version))
+        telemetry = self._plane.telemetry
+        watch = Watch(
+            files.model,
+            files.version,
+            signature,
+            window_rows=self._config.monitor.window_rows,
+            references=self._references,
+            meters=WatchMeters(
+                observed=telemetry.counter(OBSERVED, *labels),
+                dropped=telemetry.counter(TAP_DROPPED, *labels),
+                errors=telemetry.counter(OBSERVER_ERRORS, *labels),
+                alarms=telemetry.counter(ALARMS, *labels),
+            ),
+        )
+        await asyncio.to_thread(self._give_reference, watch, files)
+        for problem in watch.problems:
+            event(
+                "reference_problem",
+                logging.WARNING,
+                model=files.model,
+                version=files.version,
+                reason=problem,
+            )
+        self._observer.add(watch)
+
+    def _give_reference(self, watch: Watch, files: VersionFiles) -> None:
+        """Judge by an adopted profile, else by the version's own; else wait for one."""
+        if (profile := self._adopted.get((files.model, files.version))) is not None:
+            watch.judge_by(profile, "adopted")
+            return
+        try:
+            watch.judge_by(Profile.from_json(files.reference_file.read_bytes()), "reference.json")
+        except FileNotFoundError:
+            if self._config.monitor.adopt_rows:
+                watch.adopt(self._config.monitor.adopt_rows)
+        except OSError:
+            watch.problems = ["reference.json cannot be read"]
+        except MonitorError as error:
+            watch.problems = [f"reference.json: {error}"]
+
+    def _put(self, model: Model) -> None:
+        self._plane.table = self._plane.table.replaced(model)
+
+
+def look(root: Path) -> catalog.Catalog:
+    """What the registry holds.
+
+    Raises
+    ------
+    StartError : it cannot be read, or holds no model.
+    """
+    try:
+        found = catalog.scan(root)
+    except RegistryError as error:
+        raise StartError(f"registry {str(root)!r}: {error}") from None
+    if not found.models:
+        why = f" ({found.problems[0]})" if found.problems else ""
+        raise StartError(
+            f"registry {str(root)!r}: holds no model; expected <model>/<version>/model.onnx{why}"
+        )
+    return found
+
+
+def about(trial: Trial, rows_max: int) -> dict[str, object]:
+    """What the warm-up found, in words and numbers for people."""
+    return {
+        "batched": f"up to {rows_max} rows" if trial.can_batch else f"no: {trial.reason}",
+        "runs": "inline" if trial.is_inline else "on a thread",
+        "run_us": {str(rows): round(run_s * 1e6, 1) for rows, run_s in trial.run_s.items()},
+    }
+
+
+def row_bytes(signature: Signature) -> int:
+    """Memory of one row of all tensors; 0 when that differs from request to request."""
+    total = 0
+    for spec in (*signature.inputs, *signature.outputs):
+        if spec.datatype == "BYTES" or -1 in spec.row_shape or spec.shape[:1] != (-1,):
+            return 0
+        elements = 1
+        for size in spec.row_shape:
+            elements *= size
+        total += elements * DTYPES[spec.datatype].itemsize
+    return total

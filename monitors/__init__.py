@@ -1,0 +1,31 @@
+"""Numbers about drift: counts in, scores out. No clock, no thread, no I/O."""
+
+from monitors.counts import Counts, MonitorCounts
+from monitors.errors import (
+    BinMismatchError,
+    BlockError,
+    MonitorError,
+    ProfileError,
+    ProfileMismatchError,
+)
+from monitors.monitor import Episode, Monitor
+from monitors.profile import Profile
+from monitors.window import Alarm, ChannelReport, Report, Score, Window
+
+__all__ = [
+    "Alarm",
+    "BinMismatchError",
+    "BlockError",
+    "ChannelReport",
+    "Counts",
+    "Episode",
+    "Monitor",
+    "MonitorCounts",
+    "MonitorError",
+    "Profile",
+    "ProfileError",
+    "ProfileMismatchError",
+    "Report",
+    "Score",
+    "Window",
+]

@@ -1,0 +1,55 @@
+"""Names, datatypes and shapes of a version's tensors. Pure: knows neither ONNX nor numpy."""
+
+from dataclasses import dataclass
+
+DATATYPES = (
+    "BOOL",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "FP32",
+    "FP64",
+    "BYTES",
+)
+"""The Open Inference Protocol's names."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What one tensor of a model must look like."""
+
+    name: str
+    datatype: str
+    """One of DATATYPES."""
+    shape: tuple[int, ...]
+    """Sizes of the axes; -1 where any size will do."""
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape may be given."""
+        return len(shape) == len(self.shape) and all(
+            want in (-1, got) for want, got in zip(self.shape, shape, strict=True)
+        )
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Sizes of the axes behind the first, which counts rows."""
+        return self.shape[1:]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The tensors a model takes and gives, in the model's own order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def has_row_axis(self) -> bool:
+        """Whether every tensor starts with a free axis: the least that batching needs."""
+        return all(spec.shape[:1] == (-1,) for spec in (*self.inputs, *self.outputs))
