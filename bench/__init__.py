@@ -1,1 +1,5 @@
 """One question about driftgate's speed per module, each answered with one printed line."""
+
+
+class BenchError(Exception):
+    """A question could not be answered; the sentence says why."""

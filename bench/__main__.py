@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench import BenchError
+
 
 def questions() -> dict[str, str]:
     """Names of the questions and the first line of each, read without importing any of them."""
@@ -20,27 +22,33 @@ def questions() -> dict[str, str]:
     return found
 
 
-def answer(name: str, options: Sequence[str]) -> None:
-    """Run one question as if it had been called by its own name."""
+def answer(name: str, options: Sequence[str]) -> bool:
+    """Run one question as if it had been called by its own name; whether it gave an answer."""
     sys.argv = [f"bench {name}", *options]
-    importlib.import_module(f"bench.{name}").main()
+    try:
+        importlib.import_module(f"bench.{name}").main()
+    except BenchError as error:
+        print(f"{name}: no answer: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def main() -> None:
     """Answer the question named, or list all of them and answer each."""
     known = questions()
-    name, *options = sys.argv[1:] or [""]
-    if name in known:
-        answer(name, options)
-    elif not name or name in {"--list", "--verbose"}:
-        width = max(map(len, known), default=0)
-        for question, line in known.items():
-            print(f"{question:{width}}  {line}", flush=True)
-        for question in () if name == "--list" else known:
-            answer(question, sys.argv[1:])
-    else:
-        print(f"no question {name!r}; there are: {', '.join(known)}", file=sys.stderr)
+    first, *rest = sys.argv[1:] or [""]
+    if first in known:
+        sys.exit(0 if answer(first, rest) else 1)
+    if first not in {"", "--list", "--verbose"}:
+        print(f"no question {first!r}; there are: {', '.join(known)}", file=sys.stderr)
         sys.exit(2)
+    width = max(map(len, known))
+    for name, line in known.items():
+        print(f"{name:{width}}  {line}", flush=True)
+    if first != "--list":
+        options = [first] if first else []
+        answered = [answer(name, options) for name in known]  # Each, also after one that failed.
+        sys.exit(0 if all(answered) else 1)
 
 
 if __name__ == "__main__":

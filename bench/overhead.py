@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench import BenchError
 from bench.load import Report, run_apart
 from bench.processes import Server, cpu_s, free_port, machine_cpu_s, serve, settle
 from gateway import __version__
@@ -39,10 +40,11 @@ READY = "/v2/health/ready"
 _LAYERS = (N_FEATURES, 64, 32, 1)
 _N_REFERENCE = 20_000
 _SEED = 7
+_COUNTED_S_MAX = 5.0  # How long rows that were answered may wait to be counted.
 _OTHERS_MAX = 0.1  # Cores; above that a figure is for comparing within its run only.
 
 
-class MeasurementError(Exception):
+class MeasurementError(BenchError):
     """What was measured is not what the question asks for, so its figure means nothing."""
 
 
@@ -323,7 +325,7 @@ def _watched(server: Server) -> tuple[int, int]:
 
 def _watched_after(server: Server, due: int) -> tuple[int, int]:
     """Wait, with a deadline, until so many rows are accounted for; the caller judges."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + _COUNTED_S_MAX
     while sum(now := _watched(server)) < due and time.monotonic() < deadline:
         time.sleep(0.1)
     return now
@@ -331,6 +333,9 @@ def _watched_after(server: Server, due: int) -> tuple[int, int]:
 
 def _explain(rounds: Mapping[str, Sequence[Round]], body_bytes: int) -> None:
     print(f"  driftgate {__version__}, Python {sys.version.split()[0]}, bodies {body_bytes} bytes")
+    pairs = zip(rounds["driftgate"], rounds["echo"], strict=True)
+    ratios = [own.cpu_us / echo.cpu_us for own, echo in pairs]
+    print(f"  ratio round by round: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
     for name, all_ in rounds.items():
         low, high = min(one.cpu_us for one in all_), max(one.cpu_us for one in all_)
         others = statistics.median(one.others for one in all_)

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from bench import BenchError
+
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
-class ServerError(Exception):
+class ServerError(BenchError):
     """A server ended, or was not ready, before its deadline."""
 
 

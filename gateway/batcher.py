@@ -330,7 +330,7 @@ class Batcher:
             else:
                 waiting.parts.append(outcome)
                 if stop == waiting.rows:
-                    future.set_result(_joined(waiting.parts))
+                    _join(waiting.parts, future)
 
     # -- deadlines
 
@@ -372,8 +372,11 @@ class Batcher:
         return QueueFullError(self.model, self.version, self._queue_rows_max, retry_after_s)
 
 
-def _joined(parts: list[list[Array]]) -> list[Array]:
-    """Outputs of a split request, put together again."""
-    if len({len(part) for part in parts}) != 1:
-        raise ModelFailedError("the model gave another number of outputs for some rows")
-    return stack(parts)
+def _join(parts: list[list[Array]], future: "asyncio.Future[list[Array]]") -> None:
+    """Answer a split request with its outputs put together again."""
+    try:
+        future.set_result(stack(parts))
+    except ValueError:
+        future.set_exception(
+            ModelFailedError("the model's outputs for parts of the rows do not fit together")
+        )

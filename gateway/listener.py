@@ -58,6 +58,7 @@ class Listener(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                interface="asgi3",
                 host=config.host,
                 port=config.port,
                 loop="uvloop",

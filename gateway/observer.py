@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,16 @@ from gateway.columns import columns_of, fit
 from gateway.counters import Counter
 from gateway.errors import BadRequestError, NotFoundError
 from gateway.tap import Observation, Tap
-from gateway.telemetry import Sample, event
+from gateway.telemetry import (
+    ALARMS_OPEN,
+    BIN_ROWS,
+    DRIFT_LINE,
+    DRIFT_SCORE,
+    REFERENCE_SHARE,
+    Family,
+    Sample,
+    event,
+)
 from gateway.tensors import Array
 from monitors import Monitor, MonitorError, Profile
 from monitors.counts import share
@@ -29,11 +38,13 @@ from registry.signature import Signature
 
 T = TypeVar("T")
 
-_SLICE = 256
+_SLICE = 1024
 """Observations in one slice: short enough that the event loop is never held up for long."""
 _PAUSE_S = 0.02
 """Slices are taken up at most so often: larger ones cost less a row."""
 _ADOPT_ROWS_MIN = 100
+Scores = tuple[tuple[str, str, float, float], ...]
+"""Channel, statistic, value, and the line that no drift would stay below."""
 WindowName = Literal["last", "current", "total"]
 WINDOWS: tuple[WindowName, ...] = get_args(WindowName)
 
@@ -77,8 +88,8 @@ class Watch:
         self.source: str | None = None
         self.adoption: _Adoption | None = None
         self.problems: list[str] = []
-        self.scores: tuple[tuple[str, str, float, float], ...] = ()
-        self.alarms_open = 0
+        self._scores: Scores = ()
+        self._scored = 0
         self._signature = signature
         self._window_rows = window_rows
         self._references = references
@@ -92,6 +103,7 @@ class Watch:
         self.adoption = None
         self.source = source
         self._columns = fitting
+        self._scores, self._scored = (), 0
         self.monitor = (
             Monitor(
                 profile.select([column.channel for column in fitting]),
@@ -211,17 +223,27 @@ class Watch:
             is_kept=is_kept,
         )
 
+    def scores(self) -> Scores:
+        """Every score of the newest closed window, computed when somebody asks."""
+        monitor = self.monitor
+        if monitor is None:
+            return ()
+        report = monitor.report("last")
+        if report.is_partial:
+            return ()
+        if self._scored != report.index:
+            self._scored = report.index
+            self._scores = tuple(
+                (channel.name, statistic, score.value, score.line)
+                for channel in report.channels
+                for statistic, score in channel.scores.items()
+            )
+        return self._scores
+
     def _judge(self, closed: set[int]) -> None:
-        """Take the scores of the newest closed window; say which alarms these windows opened."""
+        """Say which alarms the windows opened that have just closed."""
         monitor = self.monitor
         assert monitor is not None  # noqa: S101  only a monitor closes windows
-        report = monitor.report("last")
-        self.scores = tuple(
-            (channel.name, statistic, score.value, score.line)
-            for channel in report.channels
-            for statistic, score in channel.scores.items()
-        )
-        self.alarms_open = len(monitor.alarms)
         for alarm in monitor.alarms:
             if alarm.window not in closed:
                 continue
@@ -336,31 +358,36 @@ class Observer:
         await self.ask(lambda: watch.adopt(rows))
         return {"model": model, "version": version, "adopting": {"rows": 0, "of": rows}}
 
-    async def bins(self) -> Mapping[tuple[str, str], list[tuple[str, str, int, float]]]:
-        """Bin counts of every watched version, by model and version."""
-        return await self.ask(
-            lambda: {
-                (model, str(version)): list(watch.bins())
-                for (model, version), watch in self._watches.items()
-            }
-        )
+    async def bins(self) -> dict[Family, list[Sample]]:
+        """Rows per bin of every channel and their shares in the reference, for the exposition."""
+        return await self.ask(self._bins)
 
-    def score_samples(self) -> Iterable[Sample]:
-        """Newest scores for the exposition."""
+    def _bins(self) -> dict[Family, list[Sample]]:
+        rows: list[Sample] = []
+        shares: list[Sample] = []
         for watch in self._watches.values():
-            for feature, statistic, value, _ in watch.scores:
-                yield (watch.model, str(watch.version), feature, statistic), value
+            for channel, label, count, reference in watch.bins():
+                labels = (watch.model, str(watch.version), channel, label)
+                rows.append((labels, count))
+                shares.append((labels, reference))
+        return {BIN_ROWS: rows, REFERENCE_SHARE: shares}
 
-    def line_samples(self) -> Iterable[Sample]:
-        """What no drift would show beside them."""
-        for watch in self._watches.values():
-            for feature, statistic, _, line in watch.scores:
-                yield (watch.model, str(watch.version), feature, statistic), line
+    async def samples(self) -> dict[Family, list[Sample]]:
+        """Scores, lines and open alarms of every watched version, for the exposition."""
+        return await self.ask(self._samples)
 
-    def alarm_samples(self) -> Iterable[Sample]:
-        """Open alarms."""
+    def _samples(self) -> dict[Family, list[Sample]]:
+        scores: list[Sample] = []
+        lines: list[Sample] = []
+        alarms: list[Sample] = []
         for watch in self._watches.values():
-            yield (watch.model, str(watch.version)), watch.alarms_open
+            labels = (watch.model, str(watch.version))
+            for feature, statistic, value, line in watch.scores():
+                scores.append(((*labels, feature, statistic), value))
+                lines.append(((*labels, feature, statistic), line))
+            if watch.monitor is not None:
+                alarms.append((labels, len(watch.monitor.alarms)))
+        return {DRIFT_SCORE: scores, DRIFT_LINE: lines, ALARMS_OPEN: alarms}
 
     def _watch(self, model: str, version: int) -> Watch:
         try:
@@ -421,7 +448,7 @@ class Observer:
 
 def _summary(watch: Watch) -> dict[str, Any]:
     monitor = watch.monitor
-    psi = {feature: value for feature, statistic, value, _ in watch.scores if statistic == "psi"}
+    psi = {feature: value for feature, statistic, value, _ in watch.scores() if statistic == "psi"}
     highest = max(psi, key=lambda feature: psi[feature], default=None)
     return {
         "model": watch.model,

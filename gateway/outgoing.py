@@ -1,6 +1,8 @@
 """The only import of httpx: calls to a running driftgate server."""
 
-from typing import Any
+import json
+from types import TracebackType
+from typing import Any, Self
 
 import httpx
 
@@ -9,33 +11,57 @@ from gateway.errors import GatewayError, StartError
 TIMEOUT_S = 10.0
 
 
+class Connection:
+    """One server, its connections kept open from call to call. For one thread at a time."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server.rstrip("/")
+        self._client = httpx.Client(timeout=TIMEOUT_S, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._client.close()
+
+    def call(
+        self, method: str, path: str, *, body: object = None, query: dict[str, str] | None = None
+    ) -> Any:
+        """The JSON answer of the server; a NaN in `body` is sent as the server reads it: bare.
+
+        Raises
+        ------
+        StartError : nobody answers at that address.
+        GatewayError : the server's own sentence.
+        """
+        content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        headers = {"content-type": "application/json"} if content else None
+        try:
+            answer = self._client.request(
+                method, self._server + path, content=content, params=query, headers=headers
+            )
+            value = answer.json()
+        except (httpx.HTTPError, httpx.InvalidURL):
+            raise StartError(
+                f"no driftgate answers at {self._server};"
+                " start one (driftgate serve), or name it: --server"
+            ) from None
+        except ValueError:
+            raise StartError(f"{self._server} answers, but is no driftgate server") from None
+        if answer.is_error:
+            error = value.get("error") if isinstance(value, dict) else None
+            raise GatewayError(str(error or f"the server answered {answer.status_code}"))
+        return value
+
+
 def call(
     server: str, method: str, path: str, *, body: object = None, query: dict[str, str] | None = None
 ) -> Any:
-    """The JSON answer of a server.
-
-    Raises
-    ------
-    StartError : nobody answers at that address.
-    GatewayError : the server's own sentence.
-    """
-    try:
-        answer = httpx.request(
-            method,
-            server.rstrip("/") + path,
-            json=body,
-            params=query,
-            timeout=TIMEOUT_S,
-            trust_env=False,
-        )
-        value = answer.json()
-    except (httpx.HTTPError, httpx.InvalidURL):
-        raise StartError(
-            f"no driftgate answers at {server}; start one (driftgate serve), or name it: --server"
-        ) from None
-    except ValueError:
-        raise StartError(f"{server} answers, but is no driftgate server") from None
-    if answer.is_error:
-        error = value.get("error") if isinstance(value, dict) else None
-        raise GatewayError(str(error or f"the server answered {answer.status_code}"))
-    return value
+    """The JSON answer of a server, over a connection of its own; raises as `Connection.call`."""
+    with Connection(server) as connection:
+        return connection.call(method, path, body=body, query=query)

@@ -110,11 +110,18 @@ class Session:
         can_batch, reason = False, "a tensor has no free first axis"
         if self.signature.has_row_axis:
             can_batch, reason = self._rows_are_independent(found)
-        run_s = self._measure(found, batch.rows_max if can_batch else 1)
+        alone = [array[:1] for array in found] if can_batch else found
+        run_s = {len(alone[0]) if alone[0].ndim else 1: self._fastest(alone)}
+        if can_batch:
+            try:
+                self._measure(found, batch.rows_max, run_s)
+            except (InputRefusedError, ModelFailedError):
+                can_batch, reason = False, "it fails on a fuller batch"
+                run_s = {1: run_s[1]}
         if can_batch and batch.rows_max == 1:
             can_batch, reason = False, "batch.rows_max is 1"
         slowest = max(run_s)
-        gain = run_s[1] * slowest / run_s[slowest]
+        gain = run_s[1] * slowest / run_s[slowest] if can_batch else 1.0
         if can_batch and run_s[1] >= _SLOW_S and gain < _GAIN_MIN:
             can_batch = False
             reason = f"rows get no cheaper together ({gain:.2f} x at {slowest} rows)"
@@ -153,17 +160,13 @@ class Session:
             return False, "a row's answer depends on the other rows"
         return True, "rows are independent"
 
-    def _measure(self, rows: list[Array], rows_max: int) -> dict[int, float]:
-        """Seconds of the fastest run of 1, 8 and `rows_max` rows, as far as time allows."""
-        run_s: dict[int, float] = {}
-        for n in sorted({1, min(8, rows_max), rows_max}):
-            if run_s and max(run_s.values()) / max(run_s) * n > _TRIAL_S_MAX:
-                break
-            batch = [np.resize(array, (n, *array.shape[1:])) for array in rows] if n > 1 else rows
-            if n == 1 and self.signature.has_row_axis:
-                batch = [array[:1] for array in rows]
-            run_s[n] = self._fastest(batch)
-        return run_s
+    def _measure(self, rows: list[Array], rows_max: int, run_s: dict[int, float]) -> None:
+        """Add the seconds of the fastest run of 8 and of `rows_max` rows, as far as time allows."""
+        for n in sorted({min(8, rows_max), rows_max}):
+            expected_s = run_s[max(run_s)] / max(run_s) * n
+            if n > 1 and expected_s <= _TRIAL_S_MAX:
+                batch = [np.resize(array, (n, *array.shape[1:])) for array in rows]
+                run_s[n] = self._fastest(batch)
 
     def _fastest(self, arrays: list[Array]) -> float:
         """Of up to 30 runs, or as many as fit into 50 ms."""

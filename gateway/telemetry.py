@@ -207,13 +207,22 @@ class Telemetry:
         """Let `read` say the samples of a family when somebody asks."""
         self._sources[family] = read
 
-    def exposition(self, *, bins: bool = False) -> tuple[bytes, str]:
-        """Prometheus text of all families (or of those at /metrics/bins), and its content type."""
+    def exposition(
+        self, samples: Mapping[Family, Iterable[Sample]] | None = None, *, bins: bool = False
+    ) -> tuple[bytes, str]:
+        """Prometheus text of all families (or of those at /metrics/bins), and its content type.
+
+        Parameters
+        ----------
+        samples : of families that somebody else keeps
+        """
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Reader(self._collect(bins=bins)))
+        registry.register(_Reader(list(self._collect(samples or {}, bins=bins))))
         return generate_latest(registry), CONTENT_TYPE_LATEST
 
-    def _collect(self, *, bins: bool) -> Iterator[Metric]:
+    def _collect(
+        self, samples: Mapping[Family, Iterable[Sample]], *, bins: bool
+    ) -> Iterator[Metric]:
         for family in FAMILIES:
             if family.is_optional is not bins:
                 continue
@@ -223,6 +232,8 @@ class Telemetry:
             if (read := self._sources.get(family)) is not None:
                 for labels, value in read():
                     metric.add_metric(labels, value)
+            for labels, value in samples.get(family, ()):
+                metric.add_metric(labels, value)
             yield metric
 
 

@@ -196,7 +196,7 @@ class NumericChannel(Channel):
         """
         bounds = self._bounds
         dtype = column.dtype
-        if dtype == bounds.dtype:
+        if dtype is bounds.dtype or dtype == bounds.dtype:
             return bounds.searchsorted(column)
         if dtype.kind == "f" and bounds.dtype.kind == "i":
             return self._float_bounds.searchsorted(column)
@@ -366,6 +366,8 @@ class _Lookup(dict[object, int]):
 
 def as_column(values: object) -> Column:
     """(n,) array of whatever came; what has no rows of single values becomes objects."""
+    if type(values) is np.ndarray and values.ndim == 1:
+        return values
     if isinstance(values, np.ma.MaskedArray):
         values = values.tolist()  # None where it is masked.
     if isinstance(values, list | tuple):
@@ -596,9 +598,9 @@ def _before(number: Any) -> Any:
     if isinstance(number, np.integer):
         return _clamp(int(number) - 1)
     kind = np.finfo(number.dtype)
-    before = np.nextafter(number, np.array(-np.inf, number.dtype), dtype=number.dtype)
-    if before < -kind.max:
+    if number == -kind.max:
         return number
+    before = np.nextafter(number, np.array(-np.inf, number.dtype), dtype=number.dtype)
     if abs(before) < kind.tiny:
         return -kind.tiny if number <= 0 else number.dtype.type(0)
     return before

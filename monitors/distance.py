@@ -167,11 +167,9 @@ def wasserstein(
     >>> wasserstein(np.array([1, 0]), np.array([0, 1]), positions=np.array([0.0, 2.5]))
     2.5
     """
-    if np.shape(positions)[-1] != np.shape(reference)[-1]:
-        raise BinMismatchError(
-            f"{np.shape(positions)[-1]} positions for {np.shape(reference)[-1]} bins"
-        )
     r, c = _shares(reference, current)
+    if positions.shape[-1] != r.shape[-1]:
+        raise BinMismatchError(f"{positions.shape[-1]} positions for {r.shape[-1]} bins")
     gaps = np.abs(np.cumsum(r - c, axis=-1)[..., :-1])
     return _scores((gaps * np.diff(positions)).sum(axis=-1))
 

@@ -132,11 +132,14 @@ class Monitor:
                     f" column {block[0][1].name!r} has {n_rows}"
                 )
         windows: list[Window] = []
+        offsets = np.array([offset for offset, _, _ in block], np.intp)[:, np.newaxis]
         for start in range(0, n_rows, _ROWS_AT_ONCE):
             stop = min(n_rows, start + _ROWS_AT_ONCE)
             cells = np.empty((len(block), stop - start), np.intp)
-            for row, (offset, channel, column) in enumerate(block):
-                np.add(channel.place(column[start:stop]), offset, out=cells[row])
+            for row, (_, channel, column) in enumerate(block):
+                part = column if stop - start == n_rows else column[start:stop]
+                cells[row] = channel.place(part)
+            cells += offsets
             windows += self._count(cells, at)
         return windows
 

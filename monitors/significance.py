@@ -148,7 +148,7 @@ def rate_line(hits: float, misses: float, n_rows: int) -> float:
     if size == n_rows:
         return line
     noise = (1 / n_rows + 1 / rows) / (1 / size + 1 / rows)
-    return rate + (line - rate) * math.sqrt(noise)
+    return min(1.0, rate + (line - rate) * math.sqrt(noise))
 
 
 def _spread(rate: float, rows: float, n_rows: int) -> float:

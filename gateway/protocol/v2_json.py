@@ -6,7 +6,6 @@ Source: Open Inference Protocol, "inference request JSON object".
 """
 
 import json
-import math
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
@@ -140,31 +139,36 @@ def _tensor(given: Any, k: int, may_hold_booleans: bool) -> Tensor:
         raise TensorError(
             f"input {shown(name)}: datatype {shown(kind)} is none of {', '.join(DTYPES)}"
         )
-    shape = given.get("shape")
-    if (
-        type(shape) is not list
-        or len(shape) > _RANK_MAX
-        or not all(type(size) is int and size >= 0 for size in shape)
-    ):
-        raise TensorError(
-            f"input {shown(name)}: shape must be a list of up to {_RANK_MAX} integers >= 0,"
-            f" not {shown(shape)}"
-        )
+    shape: Any = given.get("shape")
+    count = _n_elements(shape, name)
     if "data" not in given:
         parameters = given.get("parameters")
         if type(parameters) is dict and "binary_data_size" in parameters:
             raise TensorError(f"input {shown(name)}: binary tensors are not read here; send 'data'")
         raise TensorError(f"input {shown(name)}: 'data' is missing")
-    values = _array(_flat(given["data"], shape, name), kind, name, may_hold_booleans)
-    try:
-        return Tensor(name, kind, values.reshape(shape))
-    except (ValueError, OverflowError):
-        raise TensorError(f"input {shown(name)}: no array can have shape {shown(shape)}") from None
+    flat = _flat(given["data"], shape, count, name)
+    sizes = tuple(shape)
+    return Tensor(name, kind, sizes, _array(flat, kind, sizes, name, may_hold_booleans))
 
 
-def _flat(data: Any, shape: list[int], name: str) -> list[Any]:
+def _n_elements(shape: Any, name: str) -> int:
+    """Elements that a shape stands for."""
+    if type(shape) is list and len(shape) <= _RANK_MAX:
+        count = 1
+        for size in shape:
+            if type(size) is not int or size < 0:
+                break
+            count *= size
+        else:
+            return count
+    raise TensorError(
+        f"input {shown(name)}: shape must be a list of up to {_RANK_MAX} integers >= 0,"
+        f" not {shown(shape)}"
+    )
+
+
+def _flat(data: Any, shape: list[int], count: int, name: str) -> list[Any]:
     """The elements in row-major order; `data` is flat, or nested as `shape` says."""
-    count = math.prod(shape)
     if type(data) is not list:
         if shape:
             raise TensorError(f"input {shown(name)}: data must be a list, not {_kind(data)}")
@@ -191,23 +195,26 @@ def _flat(data: Any, shape: list[int], name: str) -> list[Any]:
     return level
 
 
-def _array(values: list[Any], kind: str, name: str, may_hold_booleans: bool) -> Array:
-    """(n,) array of the datatype."""
+def _array(
+    values: list[Any], kind: str, shape: tuple[int, ...], name: str, may_hold_booleans: bool
+) -> Array:
+    """The elements as an array of the datatype and shape."""
+    if values and (code := _CODES.get(kind)) is not None:
+        if may_hold_booleans and bool in set(map(type, values)):
+            _refuse_others(values, {int, float} if kind in _FLOATS else {int}, kind, name)
+        try:
+            packed = _packer(code, len(values)).pack(*values)
+        except (struct.error, OverflowError):
+            raise _bad_value(values, kind, name) from None
+        return np.ndarray(shape, DTYPES[kind], packed)
     if kind == "BYTES":
         _refuse_others(values, {str}, kind, name)
-        return np.array(values, dtype=np.object_)
-    if kind == "BOOL":
+    elif kind == "BOOL":
         _refuse_others(values, {bool}, kind, name)
-        return np.array(values, dtype=np.bool_)
-    if not values:
-        return np.empty(0, DTYPES[kind])
-    if may_hold_booleans and bool in set(map(type, values)):
-        _refuse_others(values, {int, float} if kind in _FLOATS else {int}, kind, name)
     try:
-        packed = _packer(_CODES[kind], len(values)).pack(*values)
-    except (struct.error, OverflowError):
-        raise _bad_value(values, kind, name) from None
-    return np.frombuffer(packed, DTYPES[kind])
+        return np.array(values, dtype=DTYPES[kind]).reshape(shape)
+    except (ValueError, OverflowError):
+        raise TensorError(f"input {shown(name)}: no array can have shape {shown(shape)}") from None
 
 
 @lru_cache(maxsize=256)
@@ -277,7 +284,7 @@ def _read_rest(request: dict[str, Any], call: Call) -> None:
             raise BadRequestError(f"'id' must be text, not {_kind(identity)}")
         call.id = identity
     outputs = request.get("outputs")
-    if outputs:
+    if outputs is not None:
         if type(outputs) is not list or len(outputs) > 1024:
             raise BadRequestError("'outputs' must be a list of up to 1024 objects with a 'name'")
         call.outputs = tuple(_output_name(output, k) for k, output in enumerate(outputs))

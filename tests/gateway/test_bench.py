@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench import __main__ as front
-from bench import load, processes
+from bench import load, overhead, processes
 
 ROOT = Path(__file__).parents[2]
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\n{}"
@@ -108,6 +109,7 @@ def test_each_request_is_counted_as_the_server_answered_it() -> None:
     assert report.non_2xx == seen[BAD]
     assert report.broken == seen[b""] + seen[ODD]
     assert set(server.bodies.values()) == {500}
+    assert report.seconds < load._GRACE_S  # Each was known when it happened, not given up on.
 
 
 def test_a_run_ends_at_its_seconds() -> None:
@@ -342,3 +344,72 @@ def test_the_report_of_the_command_is_json() -> None:
 
     report = json.loads(result.stdout)
     assert (report["ok"], report["requests"], server.n_seen) == (10, 10, 10)
+
+
+def test_the_model_under_load_is_the_network_it_is_said_to_be(tmp_path: Path) -> None:
+    """30-64-32-1 with rectifiers inside and a sigmoid at the end, computed by hand in float64."""
+    import onnx
+    from onnx import numpy_helper
+
+    path = tmp_path / "model.onnx"
+    overhead.write_model(path)
+    weights = {one.name: numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer}
+    rows = np.random.default_rng(1).standard_normal((5, 30)).astype(np.float32)
+
+    given = overhead.predict(path, rows)
+
+    hidden = rows.astype(np.float64)
+    for layer in (0, 1):
+        hidden = np.maximum(hidden @ weights[f"w{layer}"] + weights[f"b{layer}"], 0)
+    expected = 1 / (1 + np.exp(-(hidden @ weights["w2"] + weights["b2"])))
+    assert [weights[f"w{layer}"].shape for layer in range(3)] == [(30, 64), (64, 32), (32, 1)]
+    np.testing.assert_allclose(given, expected, rtol=1e-5)
+    assert given.std() > 0.01  # A constant would leave the output's monitor nothing to bin.
+
+
+def test_an_answer_that_is_not_the_model_s_ends_the_measurement(tmp_path: Path) -> None:
+    """The echo answers 200 with a well-formed document, and is found out all the same."""
+    path = tmp_path / "model.onnx"
+    overhead.write_model(path)
+    with echo() as server, pytest.raises(overhead.MeasurementError, match="the model gives"):
+        overhead.check_answer(server, overhead.bodies(1, 1)[0], path)
+
+
+def test_rows_that_no_monitor_saw_end_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that answers but observes nothing is not what the question asks about."""
+    monkeypatch.setattr(overhead, "_COUNTED_S_MAX", 0.2)
+    with echo() as server, pytest.raises(overhead.MeasurementError, match="saw 0 rows"):
+        overhead.measure(server, overhead.bodies(1, 4), 2, 0.2, 1)
+
+
+def test_the_line_gives_medians_and_what_spoils_them() -> None:
+    """Ratio of medians, share of the monitors, rows that were dropped, company on the machine."""
+    report = load.Report(
+        mode="closed", connections=64, requests=1, ok=1, non_2xx=0, broken=0, unsent=0,
+        seconds=1.0, requests_per_s=1.0, latency_s={}, send_late_s_p99=0.0, cpu_us_per_request=1.0,
+    )  # fmt: skip
+    rounds = {
+        name: [overhead.Round(cpu, 0.5, 0.25 if name == "driftgate" else 0.0, report) for cpu in of]
+        for name, of in {
+            "driftgate": (48.0, 44.0, 90.0),
+            "unmonitored": (40.0, 41.0, 39.0),
+            "echo": (20.0, 10.0, 24.0),
+        }.items()
+    }
+
+    line = overhead.line(1, 64, rounds)
+
+    assert "driftgate 48.0 us, echo 20.0 us" in line
+    assert "2.40 x (budget 2.0 x: OVER)" in line
+    assert "monitors 8.0 us, 20 % of the rest" in line
+    assert "dropped 25.0 %" in line
+    assert "others used 0.5 cores" in line
+
+
+@contextmanager
+def echo() -> Iterator[processes.Server]:
+    """Run the echo as the benchmarks do."""
+    port = processes.free_port()
+    command = [sys.executable, "-m", "bench.echo", "--port", str(port)]
+    with processes.serve(command, port=port, ready_path="/", directory=ROOT) as server:
+        yield server
