@@ -260,6 +260,9 @@ def _read(file: Path) -> Mapping[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise ConfigError(f"--config {file.name}{where}: not YAML") from None
+    except (ValueError, RecursionError):
+        # The YAML reader's own checks let through a thirteenth month, and any depth.
+        raise ConfigError(f"--config {file.name}: not YAML that can be read") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

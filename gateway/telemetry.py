@@ -21,6 +21,7 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from gateway.counters import Counter, Histogram, Region
 
@@ -258,9 +259,9 @@ def _add(metric: Any, labels: tuple[str, ...], series: Counter | Histogram) -> N
         return
     seen = 0
     buckets = []
-    for bound, count in zip((*series.bounds, "+Inf"), series.counts, strict=True):
+    for bound, count in zip((*series.bounds, float("inf")), series.counts, strict=True):
         seen += count
-        buckets.append((str(bound), seen))
+        buckets.append((floatToGoString(bound), seen))
     metric.add_metric(labels, buckets, series.total)
 
 

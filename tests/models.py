@@ -164,24 +164,45 @@ def four_rows_at_most() -> bytes:
     )
 
 
-def slow(rows: int | None = None, n_products: int = 500) -> bytes:
+def slow(rows: int | None = None, n_rounds: int = 500) -> bytes:
     """Twice the number, after some tens of milliseconds; with `rows` it takes that many only."""
     size = 1024
-    weights = np.zeros((size, size), np.float32)
-    weights[np.arange(size), np.arange(size)] = 1.0
+    weights = np.eye(size, dtype=np.float32)
     spread, gather = np.zeros((1, size), np.float32), np.zeros((size, 1), np.float32)
     spread[0, :2] = gather[:2, 0] = 1.0
-    nodes = [helper.make_node("MatMul", ["x", "spread"], ["h0"])]
-    nodes += [
-        helper.make_node("MatMul", [f"h{k}", "weights"], [f"h{k + 1}"]) for k in range(n_products)
-    ]
-    nodes.append(helper.make_node("MatMul", [f"h{n_products}", "gather"], ["y"]))
+    # A loop, because onnxruntime keeps a copy of the weights for each product in the graph.
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["before", "weights"], ["after"]),
+            helper.make_node("Identity", ["goes_on"], ["still"]),
+        ],
+        "round",
+        [
+            helper.make_tensor_value_info("k", TensorProto.INT64, []),
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("before", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.FLOAT, None),
+        ],
+        [numpy_helper.from_array(weights, "weights")],
+    )
     first = "n" if rows is None else rows
     return _model(
-        nodes,
+        [
+            helper.make_node("MatMul", ["x", "spread"], ["start"]),
+            helper.make_node("Loop", ["n_rounds", "always", "start"], ["end"], body=body),
+            helper.make_node("MatMul", ["end", "gather"], ["y"]),
+        ],
         [_info("x", "FP32", (first, 1))],
         [_info("y", "FP32", (first, 1))],
-        {"weights": weights, "spread": spread, "gather": gather},
+        {
+            "spread": spread,
+            "gather": gather,
+            "n_rounds": np.array(n_rounds, np.int64),
+            "always": np.array(1, np.bool_),
+        },
     )
 
 

@@ -28,6 +28,7 @@ class Server:
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         self.process = process
         self.url = ""
+        self.code: int | None = None
         self.lines: list[str] = []
         self._heard = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -79,12 +80,18 @@ class Server:
         host, _, port = self.url.removeprefix("http://").rpartition(":")
         return host, int(port)
 
-    def stop(self) -> int:
-        """Ask it to end; its exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(STOP_S_MAX)
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to end, unless it was asked before; its exit code."""
+        if self.code is None:
+            assert self.process.poll() is None, f"the server died:\n{self.stderr}"
+            self.process.send_signal(number)
+            self.code = self.process.wait(STOP_S_MAX)
+            self.join()
+        return self.code
+
+    def join(self) -> None:
+        """Wait until all that it has written is read."""
         self._reader.join(5)
-        return code
 
 
 @contextmanager
@@ -111,13 +118,12 @@ def serve(
             if is_ready:
                 server.url = server.wait_for("ready", "no_model_opened")["url"]
             yield server
-            assert process.poll() is None, f"the server died:\n{server.stderr}"
             assert server.stop() == 0, server.stderr
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-            server._reader.join(5)
+            server.join()
         faults = [e for e in server.events(*FAILURES) if e["event"] not in expected_failures]
         assert not faults, f"the server logged faults of its own: {faults[:3]}"
 

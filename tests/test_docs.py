@@ -38,6 +38,7 @@ PAGES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").rglob("*.md"))
 DEADLINE_S = 30.0
 
 _FENCE = re.compile(r"^```(\w*)\s*$")
+_SETUP = re.compile(r"^<!-- setup: flights -->$", re.MULTILINE)
 _NOT_RUN = re.compile(r"^<!-- not run: (.+) -->$")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 _BARS = re.compile("[▁▂▃▄▅▆▇█░]+")
@@ -229,6 +230,16 @@ class Shell:
 
 def run_page(page: Path, directory: Path) -> None:
     """All blocks of a page, in order, in one directory, one shell and one namespace."""
+    for tool in ("bash", "curl"):
+        if shutil.which(tool) is None and any(
+            re.search(rf"\b{tool}\b", line) or tool == "bash"
+            for block in runnable(page)
+            if block.kind == "console"
+            for line in block.lines
+        ):
+            pytest.skip(f"this machine has no {tool}, which the page uses")
+    if _SETUP.search(page.read_text(encoding="utf-8")):
+        lay_out(directory)
     port = free_port()
     shell = Shell(directory, port)
     space: dict[str, Any] = {"__name__": "__docs__"}
@@ -507,9 +518,16 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
 
 
+class _SiteLoader(yaml.SafeLoader):
+    """Reads the names of Python objects in mkdocs.yml as text; nothing is imported."""
+
+
+_SiteLoader.add_multi_constructor("tag:yaml.org,2002:python/name:", lambda _, name, __: name)
+
+
 def test_navigation_holds_every_page_of_docs_once() -> None:
     """mkdocs.yml lists what is there, nothing twice and nothing else."""
-    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    site = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader=_SiteLoader)
 
     def leaves(entry: Any) -> Iterator[str]:
         if isinstance(entry, str):
@@ -624,12 +642,28 @@ def test_image_knows_its_health_by_asking_the_server(tmp_path: Path) -> None:
 
 
 def lay_out(directory: Path) -> None:
-    """The demo's first model as a registry."""
+    """What the tutorial makes by hand: a registry, the training data, the flights of July."""
     from gateway.demo import sample
 
     place = directory / "models" / "flights" / "1"
     place.mkdir(parents=True)
     shutil.copy(sample.model_path("january_march"), place / "model.onnx")
+    columns = sample.reference()
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    lines = [",".join(map(str, row)) for row in (columns, *rows)]
+    (directory / "january_march.csv").write_text("\n".join(lines), encoding="utf-8")
+    flights = sample.load()
+    july = np.flatnonzero(flights.month == 7)
+    inputs = [
+        {
+            "name": name,
+            "datatype": "BYTES" if name in sample.LEVELS else "FP32",
+            "shape": [len(july), 1],
+            "data": column[july].tolist(),
+        }
+        for name, column in flights.columns.items()
+    ]
+    (directory / "july.json").write_text(json.dumps({"inputs": inputs}), encoding="utf-8")
 
 
 def test_wheel_holds_the_three_rooms_and_nothing_else() -> None:

@@ -9,6 +9,7 @@ from gateway.cli import output
 from gateway.errors import BadRequestError
 
 _PSI_FULL = 0.5
+_WIDE = 100
 
 
 def drift(
@@ -62,6 +63,9 @@ def print_report(report: dict[str, Any]) -> None:
             f" reference: {report['reference']['rows']} rows"
         )
         console.print(_channel_table(found))
+        console.print(
+            "line: what 99 % of windows of this size stay below without drift", style="dim"
+        )
     for alarm in found["alarms"] if found else []:
         console.print(
             f"[bold red]alarm[/] {escape(alarm['channel'])}: {alarm['statistic']}"
@@ -73,26 +77,30 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def _channel_table(found: dict[str, Any]) -> Any:
+    """A row a channel; on a wide terminal also its histograms, reference above what is served."""
+    is_wide = output.console.width >= _WIDE
     shown = output.table(
-        "channel", "rows", "PSI", "99 % line", "", "JS", "missing", "reference", "now",
-        right=["rows", "PSI", "99 % line", "JS", "missing"],
+        "channel", "PSI", "line", "", "JS", "missing", *(["reference", "now"] if is_wide else []),
+        right=["PSI", "line", "JS", "missing"],
     )  # fmt: skip
     alarmed = {alarm["channel"] for alarm in found["alarms"]}
     for channel in found["channels"]:
         scores = channel["scores"]
-        psi, missing = scores["psi"], scores["missing_rate"]
-        has_rows = channel["n_rows"] > 0 and psi["value"] is not None
-        colour = "red" if channel["name"] in alarmed else "yellow" if psi["is_above"] else "default"
+        psi, name = scores["psi"], channel["name"]
+        if not channel["n_rows"] or psi["value"] is None:
+            shown.add_row(escape(name), "-", "-", "no rows")
+            continue
+        colour = "red" if name in alarmed else "yellow" if psi["is_above"] else "default"
+        bars = [output.bars(channel["reference"]), output.bars(channel["current"])]
         shown.add_row(
-            escape(channel["name"]),
-            str(channel["n_rows"]),
-            f"[{colour}]{psi['value']:.3f}[/]" if has_rows else "-",
-            f"{psi['line']:.3f}" if has_rows else "-",
-            f"[{colour}]{output.gauge(psi['value'], _PSI_FULL)}[/]" if has_rows else "",
-            f"{scores['jensen_shannon']['value']:.3f}" if has_rows else "-",
-            f"{missing['value']:.1%}" if has_rows else "-",
-            output.bars(channel["reference"]),
-            output.bars(channel["current"]),
+            escape(name),
+            f"[{colour}]{psi['value']:.3f}[/]",
+            f"{psi['line']:.3f}",
+            f"[{colour}]{output.gauge(psi['value'], _PSI_FULL)}[/]"
+            + (" alarm" if name in alarmed else " above" if psi["is_above"] else ""),
+            f"{scores['jensen_shannon']['value']:.3f}",
+            f"{scores['missing_rate']['value']:.1%}",
+            *(bars if is_wide else []),
         )
     return shown
 

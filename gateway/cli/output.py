@@ -51,11 +51,13 @@ def gauge(value: float, full: float, width: int = 10) -> str:
 
 def progress(title: str) -> Progress:
     """A progress bar on standard error that leaves nothing behind when it is done."""
+    terminal = Console(stderr=True)
     return Progress(
         TextColumn(title),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=terminal,
         transient=True,
+        disable=not terminal.is_terminal,  # in a file it would leave empty lines
     )

@@ -88,17 +88,17 @@ def _introduce(screen: Screen, server: Server, flights: Sample) -> None:
     if server.port_note:
         screen.say(f"  note      {server.port_note}\n")
     screen.say(f"Ready after {server.ready_s:.1f} s. While it runs, open {server.url}{_DRIFT}")
-    screen.say("or paste one of these: what the monitors see, the scores, a flight of July\n")
+    screen.say("or paste: what the monitors see, the scores, a flight of July, a table\n")
     screen.verbatim(f"  curl -s {server.url}{_DRIFT}")
     screen.verbatim(f"  curl -s {server.url}/metrics | grep drift_score")
     screen.verbatim(f"  curl -s {server.url}{_INFER} \\")
     screen.verbatim(f"       -d @{shlex.quote(str(body))}")
-    screen.say("\nor, as a table:\n")
     screen.verbatim(f"  {_command()} drift {MODEL} --server {server.url}\n")
 
 
 def _replay(screen: Screen, url: str, flights: Sample, months: list[Month], is_paced: bool) -> None:
     """Send every flight; a month is added when it is closed and shown."""
+    screen.legend()
     screen.header()
     open_before: tuple[Alarm, ...] = ()
     has_alarmed = False
@@ -130,7 +130,9 @@ def _send(
         scores += answer["outputs"][0]["data"]
         late = flights.late[rows.start : request.stop]
         number = int(flights.month[rows.start])
-        screen.filling(number, request.stop, len(late), late.mean(), np.mean(scores))
+        screen.filling(
+            number, request.stop, len(late), float(late.mean()), sum(scores) / len(scores)
+        )
         due = start + seconds * len(scores) / len(rows)
         time.sleep(max(0.0, due - time.monotonic()))
     return scores
@@ -168,8 +170,6 @@ def _closed(connection: Connection, flights: Sample, rows: range, scores: list[f
 
 def _conclude(screen: Screen, months: Sequence[Month]) -> None:
     command = _command()
-    screen.say()
-    screen.legend()
     screen.console.print("\n[bold]What was seen[/]")
     screen.say(story.told(months, len(sample.REFERENCE_MONTHS)))
     screen.console.print("\n[bold]Next: your own model[/] in models/NAME/1/model.onnx")

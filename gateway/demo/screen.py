@@ -1,8 +1,9 @@
-"""What the demo looks like: 79 columns, readable without colour, the same in a pipe line by line."""
+"""What the demo looks like: 79 columns, readable without colour, line by line in a pipe."""
 
 import calendar
 import math
 import textwrap
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -29,6 +30,7 @@ _BAR = 3
 _BAR_FROM, _BAR_TO = 0.02, 20.0
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _ALARM_PSI = 0.25
+_DRAW_S = 0.06
 
 
 class Screen:
@@ -38,6 +40,7 @@ class Screen:
         self.console = Console(highlight=False)
         self._is_unicode = self.console.encoding.lower().startswith("utf")
         self._live: Live | None = None
+        self._next_draw = 0.0
         columns = [
             TextColumn("{task.description:9}"),
             BarColumn(bar_width=28),
@@ -52,7 +55,9 @@ class Screen:
         # Asked of the stream itself: rich also calls a pipe a terminal if colour is forced on it.
         if not self.console.file.isatty():
             return nullcontext()
-        self._live = Live(Text(), console=self.console, refresh_per_second=12, transient=True)
+        # Drawn by this thread alone: a second one, drawing between two lines of output, would
+        # count from the wrong line.
+        self._live = Live(console=self.console, auto_refresh=False, transient=True)
         return self._live
 
     def say(self, text: str = "", style: str = "") -> None:
@@ -82,9 +87,10 @@ class Screen:
         """Show how far month and year are; AUC and PSI wait for all flights of the month."""
         name = calendar.month_name[number]
         self._progress.update(self._task, description=name, completed=n_sent)
-        if self._live is not None:
+        if self._live is not None and time.monotonic() >= self._next_draw:
+            self._next_draw = time.monotonic() + _DRAW_S
             row = Text(_outcomes(number, n_flights, late_rate, score_mean), "dim")
-            self._live.update(Group(row, Text(), self._progress.get_renderable()))
+            self._live.update(self._below(row), refresh=True)
 
     def closed(self, month: Month) -> None:
         """Print a month for good."""
@@ -97,7 +103,7 @@ class Screen:
             row.append(self._cell(psi, channel in alarmed), _style(psi, line, channel in alarmed))
         row.append(f" {len(alarmed) or '-':>4}", "bold red" if alarmed else "")
         if self._live is not None:
-            self._live.update(Group(Text(), self._progress.get_renderable()))
+            self._live.update(self._below(Text()))
         self.console.print(row, soft_wrap=True)
 
     def alarm(self, lines: Sequence[str]) -> None:
@@ -116,10 +122,14 @@ class Screen:
         """Explain the marks."""
         self.say(
             "! alarm open: PSI of 0.25 and above its no-drift line in two windows running.\n"
-            f"Bars run from PSI {_BAR_FROM} to {_BAR_TO:.0f} on a logarithmic scale;"
-            " score is the model's output.",
+            f"Bars: PSI {_BAR_FROM} to {_BAR_TO:.0f} on a logarithmic scale."
+            " Score: the model's output.",
             "dim",
         )
+
+    def _below(self, row: Text) -> Group:
+        """What is drawn again and again, always as high: the month, and how far the year is."""
+        return Group(row, Text(), self._progress.get_renderable())
 
     def _cell(self, psi: float, is_alarmed: bool) -> str:
         if math.isnan(psi):

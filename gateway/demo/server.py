@@ -59,35 +59,58 @@ def running(port: int, window_rows: int) -> Iterator[Server]:
     ------
     StartError : the server ended or did not become ready in time; with what it said.
     """
-    free, note = _free(port)
-    folder = Path(tempfile.mkdtemp(prefix="driftgate-demo-"))
+    made = tempfile.TemporaryDirectory(prefix="driftgate-demo-", ignore_cleanup_errors=True)
+    folder = Path(made.name)
     process: subprocess.Popen[bytes] | None = None
+    note = ""
     try:
         _fill(folder / "models" / MODEL / "1")
         start = time.monotonic()
-        process = _start(folder, free, window_rows)
-        url = _ready(process, folder / "server.log")
+        with _undisturbed():
+            process = _start(folder, port, window_rows)
+        try:
+            url = _ready(process, folder / "server.log")
+        except StartError:
+            if not (note := _why_not(port)):
+                raise
+            with _undisturbed():
+                process = _start(folder, 0, window_rows)
+            url = _ready(process, folder / "server.log")
         yield Server(url, note, time.monotonic() - start, folder, process)
     finally:
         # A second Ctrl-C must not leave half of it behind; this is bounded in time.
         before = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
         if process is not None:
             _end(process)
-        shutil.rmtree(folder, ignore_errors=True)
+        made.cleanup()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _free(port: int) -> tuple[int, str]:
-    """The port, or 0 (any free one) and why."""
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let Ctrl-C wait, so that a process just started is known to those who end it."""
+    told: list[int] = []
+    before = {n: signal.signal(n, lambda number, _: told.append(number)) for n in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if told:
+        signal.raise_signal(told[0])
+
+
+def _why_not(port: int) -> str:
+    """Why the port cannot be had, or nothing."""
     with socket.socket() as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             tried.bind(("127.0.0.1", port))
             tried.listen()
         except OSError as error:
-            return 0, f"port {port} cannot be had ({(error.strerror or '').lower()}): took this one"
-    return port, ""
+            return f"port {port} cannot be had ({(error.strerror or '').lower()}): took a free one"
+    return ""
 
 
 def _fill(version: Path) -> None:

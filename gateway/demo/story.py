@@ -40,8 +40,10 @@ def alarm_lines(alarms: Sequence[Alarm], month: Month) -> list[str]:
         else "The model's answers are spread otherwise than on its training data."
     )
     lines = [
-        f"{_capital(words(first.channel))} has drifted: since {name_of(first.since)},"
-        f" raised at the end of {month.name}.",
+        (
+            f"{_capital(words(first.channel))} has drifted: since {name_of(first.since)}, raised"
+            f" at the end of {month.name}."
+        ),
         f"PSI {first.psi:.2f}. Without drift, 99 of 100 windows stay below {first.line:.3f}.",
         meaning,
         "Whether its answers are still good, only outcomes can tell.",
@@ -86,13 +88,14 @@ def told(months: Sequence[Month], n_training: int) -> str:
     months : all months, in order
     n_training : how many of the first the model was trained on
     """
+    error = max(month.auc_error for month in months)
     sentences = [
         _first_alarm(months),
         _steady(months),
         _drift_is_not_failure(months, n_training),
         _failure_is_not_drift(months, n_training),
         _december(months, n_training),
-        f"(AUC of one month is known to about {max(month.auc_error for month in months):.2f}.)",
+        f"(AUC of one month is known to within about {error:.2f}.)",
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 

@@ -145,6 +145,23 @@ def test_one_window_in_a_hundred_without_drift_is_above_its_line(draw, n_rows) -
         assert all(rate >= 0.01 - FOUR_ERRORS for rate in smooth.values()), rates
 
 
+def test_a_small_reference_is_not_taken_for_the_whole_truth() -> None:
+    """Of 400 references of 50 rows about four are unlucky; beyond their range rows are expected.
+
+    Windows of 1,000 rows then fall out of range at a rate of 1/51 on each side, more or less.
+    """
+    random = np.random.default_rng(21)
+    above = []
+    for _ in range(400):
+        profile = Profile.fit({"c": random.normal(size=50)})
+        channel = profile.channels["c"]
+        served = np.bincount(channel.assign(random.normal(size=1000)), minlength=channel.n_bins)
+        lines = NoDrift(channel.counts, channel.doubt, {"psi": Statistic(psi, 1.0)}).lines(1000)
+        above.append(psi(channel.counts, served) > lines["psi"])
+
+    assert np.mean(above) <= 0.01 + 4 * math.sqrt(0.0099 / 400)
+
+
 def test_a_column_of_ids_does_not_drift_by_itself() -> None:
     """All names of a window are unseen when all names of the reference were seen once."""
     profile = Profile.fit({"id": [f"r{number}" for number in range(5000)]})

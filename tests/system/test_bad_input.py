@@ -347,7 +347,7 @@ def test_a_value_that_the_graph_refuses_is_the_clients_fault(client: httpx.Clien
 
 
 def test_a_vector_for_a_scalar_is_no_failure_of_the_server(client: httpx.Client) -> None:
-    """onnxruntime tells a scalar and an input of any rank alike: refused, or answered as it came."""
+    """onnxruntime tells a scalar and any rank alike: refused, or answered in the shape it has."""
     body = request(tensor("x", "FP32", [3], [1, 2, 3]))
     got = client.post("/v2/models/scalar/infer", json=body)
 
@@ -645,8 +645,8 @@ def talk(server: Server, content: bytes) -> bytes:
             b"Content-Length: 2\r\n\r\nab"
         ),
         (
-            b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-            b"zz\r\n"
+            b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: x\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
         ),
     ],
     ids=["tls", "no path", "version", "verb", "negative", "both lengths", "two lengths", "chunk"],
