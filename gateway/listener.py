@@ -1,6 +1,5 @@
 """uvicorn with what it lacks: sockets bound early, one write per answer, a quiet and clean end."""
 
-import asyncio
 import contextlib
 import errno
 import logging
@@ -12,9 +11,14 @@ from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from gateway.config import ServerConfig
+from gateway.endpoints.predict import ANSWER, is_prediction
 from gateway.errors import StartError
 from gateway.telemetry import event
 
@@ -54,63 +58,57 @@ def bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-class WholeAnswers(asyncio.Transport):
-    """A transport that holds the head of an answer back until its body is there.
+class Answer:
+    """Writes one whole answer: the ASGI extension `driftgate.answer` of a request.
 
     uvicorn writes head and body apart, and uvloop hands each to the kernel at once: two system
     calls, and two wake-ups of the client, cost more than decoding, routing and running a small
-    model together.
+    model together. It also checks every header for characters that this program never writes.
     """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        super().__init__()
-        self._transport = transport
-        self._held = b""
-        # What is not changed goes straight through.
-        self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
-        self.is_closing = transport.is_closing  # type: ignore[method-assign]
-        self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
-        self.resume_reading = transport.resume_reading  # type: ignore[method-assign]
-        self.set_protocol = transport.set_protocol  # type: ignore[method-assign]
-        self.abort = transport.abort  # type: ignore[method-assign]
+    __slots__ = ("_cycle",)
 
-    def write(self, data: "bytes | bytearray | memoryview[int]") -> None:
-        """Write, after what was held; hold a head."""
-        if self._held and len(data) <= _JOINED_BYTES_MAX:
-            held, self._held = self._held, b""
-            self._transport.write(held + data)
-        elif self._held:
-            self.flush()  # copying much costs more than a call
-            self._transport.write(data)
-        elif isinstance(data, bytes) and data.startswith(b"HTTP/1.1 ") and data[9:12] != b"100":
-            self._held = data
-        else:
-            self._transport.write(data)
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle: RequestResponseCycle | None = cycle
 
-    def flush(self) -> None:
-        """Write what is held: an answer without a body has ended."""
-        if self._held:
-            held, self._held = self._held, b""
-            self._transport.write(held)
-
-    def close(self) -> None:
-        """Write what is held, then close."""
-        self.flush()
-        self._transport.close()
+    async def __call__(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Answer, once; headers are lower case and hold no control characters."""
+        # The cycle holds the scope and the scope holds this: let go, or only gc could free them.
+        cycle, self._cycle = self._cycle, None
+        if cycle is None:
+            raise RuntimeError("the answer is written already")
+        if cycle.flow.write_paused and not cycle.disconnected:
+            await cycle.flow.drain()
+        if cycle.disconnected:
+            return
+        cycle.response_started = cycle.response_complete = True
+        parts = [STATUS_LINE[status]]
+        for name, value in (*cycle.default_headers, *headers):
+            if name == b"connection":
+                cycle.keep_alive = False
+            else:
+                parts += (name, b": ", value, b"\r\n")
+        parts.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
+        if len(body) <= _JOINED_BYTES_MAX:
+            parts.append(body)
+            cycle.transport.write(b"".join(parts))
+        else:  # copying much costs more than a call
+            cycle.transport.write(b"".join(parts))
+            cycle.transport.write(body)
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
 
 
 class Protocol(HttpToolsProtocol):
     """One HTTP connection."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin; every answer leaves in one write."""
-        self._answers = WholeAnswers(transport)
-        super().connection_made(self._answers)
-
-    def on_response_complete(self) -> None:
-        """End an answer."""
-        self._answers.flush()
-        super().on_response_complete()
+    def on_headers_complete(self) -> None:
+        """Begin a request; its handler may write the answer in one piece."""
+        super().on_headers_complete()
+        if is_prediction(self.scope["path"]):
+            self.scope["extensions"] = {ANSWER: {"write": Answer(self.cycle)}}
 
 
 class Listener(uvicorn.Server):

@@ -261,7 +261,7 @@ def _add(metric: Any, labels: tuple[str, ...], series: Counter | Histogram) -> N
     buckets = []
     for bound, count in zip((*series.bounds, float("inf")), series.counts, strict=True):
         seen += count
-        buckets.append((floatToGoString(bound), seen))
+        buckets.append((floatToGoString(bound), seen))  # type: ignore[no-untyped-call]  # theirs
     metric.add_metric(labels, buckets, series.total)
 
 

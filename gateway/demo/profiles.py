@@ -11,18 +11,15 @@ from gateway import reference
 from gateway.demo import sample
 from monitors import Profile
 
-MONTHS = {"january_march": sample.REFERENCE_MONTHS, "january_june": (1, 2, 3, 4, 5, 6)}
-"""Each model is compared with the months it was trained on."""
-
 
 def fit(name: str, folder: Path = sample.SAMPLE_PATH.parent) -> Profile:
     """Summarise the sample's rows of a model's months, and what the model says to them."""
     rows = sample.load(folder / sample.SAMPLE_PATH.name)
-    chosen = np.isin(rows.month, MONTHS[name])
+    chosen = np.isin(rows.month, sample.TRAINING_MONTHS[name])
     return reference.fit_to_model(
         {column: values[chosen] for column, values in rows.columns.items()},
         folder / sample.model_path(name).name,
-        {"data": "flights.npz", "months": list(MONTHS[name])},
+        {"data": "flights.npz", "months": list(sample.TRAINING_MONTHS[name])},
     )
 
 

@@ -66,8 +66,8 @@ def run(*, exit_at_end: bool, port: int) -> int:
                     _serve_on(screen, server)
                     code = 0
         except KeyboardInterrupt:
-            where = f"after {months[-1].name}" if months else "before the first month was over"
-            screen.say(f"\nStopped {where}. The server has ended and its files are removed.")
+            where = f"after {months[-1].name}" if months else "before the first month ended"
+            screen.say(f"\nStopped {where}. The server and its files are gone.")
             return 130
     return code
 
@@ -193,7 +193,7 @@ def _serve_on(screen: Screen, server: Server) -> None:
     try:
         server.process.wait()
     except KeyboardInterrupt:
-        screen.say("\nThe server has ended and its files are removed.")
+        screen.say("\nEnded: the server and its files are gone.")
         return
     raise StartError(f"the demo's server ended by itself: {server.last_words}")
 

@@ -32,6 +32,9 @@ MODELS = ("january_march", "january_june")
 REFERENCE_MONTHS = (1, 2, 3)
 """What the first model knows of the year."""
 
+TRAINING_MONTHS = {"january_march": REFERENCE_MONTHS, "january_june": (1, 2, 3, 4, 5, 6)}
+"""What each model knows of the year, and is compared with."""
+
 SAMPLE_PATH = Path(__file__).with_name("flights.npz")
 
 

@@ -26,6 +26,9 @@ from gateway.errors import (
 from gateway.prediction import DataPlane, Head, infer
 from gateway.telemetry import event
 
+ANSWER = "driftgate.answer"
+"""The ASGI extension of a listener that can write an answer in one piece."""
+
 _PREFIX, _SUFFIX = "/v2/models/", "/infer"
 _LENGTH_MIN = len(_PREFIX + _SUFFIX)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -74,8 +77,12 @@ class Predict:
             event("request_failed", logging.ERROR, path="/v2/models/{m}/infer", exc=True)
             failure = GatewayError("internal error; the server's log says more")
             status, answer = failure.status, error_body(failure)
+        whole = scope.get("extensions", {}).get(ANSWER)
         lines = [_JSON, (b"content-length", b"%d" % len(answer)), (b"x-request-id", request_id)]
         lines += [(name.encode(), value.encode()) for name, value in extra.items()]
+        if whole is not None:
+            await whole["write"](status, lines, answer)
+            return
         await send({"type": "http.response.start", "status": status, "headers": lines})
         await send({"type": "http.response.body", "body": answer})
 

@@ -53,7 +53,7 @@ def test_vendored_profile_is_small_and_in_its_own_form(name) -> None:
 def test_vendored_profile_counts_the_rows_of_its_months(name) -> None:
     """Every input and the output are there, each with all rows of the training months."""
     profile = Profile.from_json(sample.profile_path(name).read_text(encoding="utf-8"))
-    n_rows = 2000 * len(profiles.MONTHS[name])
+    n_rows = 2000 * len(sample.TRAINING_MONTHS[name])
 
     inputs = {f"input:{column}" for column in (*sample.NUMBERS, *sample.LEVELS)}
     assert set(profile.channels) == inputs | {"output:probability"}
