@@ -16,6 +16,10 @@ import yaml
 
 from gateway.errors import ConfigError, nearest
 
+ADOPT_ROWS_MIN = 100
+"""Fewer rows make a reference that can see next to nothing."""
+ADOPT_ROWS_MAX = 1_000_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchConfig:
@@ -27,8 +31,10 @@ class BatchConfig:
     """Longest time a first row waits although the session is idle; 0: it leaves at once."""
 
     def __post_init__(self) -> None:
-        _at_least("batch.rows_max", self.rows_max, 1)
-        _within("batch.wait_s_max", self.wait_s_max, 0, 10)
+        _refuse(
+            _at_least("batch.rows_max", self.rows_max, 1),
+            _within("batch.wait_s_max", self.wait_s_max, 0, 10),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +49,11 @@ class LimitsConfig:
     """Longest time to an answer, unless the request asks for less; then 504."""
 
     def __post_init__(self) -> None:
-        _at_least("limits.body_bytes_max", self.body_bytes_max, 1)
-        _at_least("limits.queue_rows_max", self.queue_rows_max, 1)
-        _within("limits.timeout_s", self.timeout_s, 0.001, 3600)
+        _refuse(
+            _at_least("limits.body_bytes_max", self.body_bytes_max, 1),
+            _at_least("limits.queue_rows_max", self.queue_rows_max, 1),
+            _within("limits.timeout_s", self.timeout_s, 0.001, 3600),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,18 +66,22 @@ class MonitorConfig:
     """Rows in one window; a drift score is given per window."""
     adopt_rows: int = 0
     """A version without a reference profile adopts its first so many served rows; 0: it waits for
-    somebody to ask for that."""
+    somebody to ask for that. At least 100."""
     tap_rows_max: int = 65_536
     """Rows that may wait between an answer and the monitors; more are dropped and counted."""
     tap_bytes_max: int = 64 * 1024 * 1024
     """Bytes of tensors that may wait there."""
 
     def __post_init__(self) -> None:
-        _within("monitor.sample", self.sample, 0, 100)
-        _at_least("monitor.window_rows", self.window_rows, 2)
-        _at_least("monitor.adopt_rows", self.adopt_rows, 0)
-        _at_least("monitor.tap_rows_max", self.tap_rows_max, 1)
-        _at_least("monitor.tap_bytes_max", self.tap_bytes_max, 1)
+        _refuse(
+            _within("monitor.sample", self.sample, 0, 100),
+            _at_least("monitor.window_rows", self.window_rows, 2),
+            _within("monitor.adopt_rows", self.adopt_rows, ADOPT_ROWS_MIN, ADOPT_ROWS_MAX)
+            if self.adopt_rows
+            else None,
+            _at_least("monitor.tap_rows_max", self.tap_rows_max, 1),
+            _at_least("monitor.tap_bytes_max", self.tap_bytes_max, 1),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +95,10 @@ class RuntimeConfig:
     other request waits that long at most. 0: every model has a thread of its own."""
 
     def __post_init__(self) -> None:
-        _at_least("runtime.intra_op_threads", self.intra_op_threads, 1)
-        _within("runtime.inline_s_max", self.inline_s_max, 0, 0.01)
+        _refuse(
+            _at_least("runtime.intra_op_threads", self.intra_op_threads, 1),
+            _within("runtime.inline_s_max", self.inline_s_max, 0, 0.01),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +111,10 @@ class LogConfig:
     """debug, info, warning or error."""
 
     def __post_init__(self) -> None:
-        _one_of("log.format", self.format, ("auto", "json", "text"))
-        _one_of("log.level", self.level, ("debug", "info", "warning", "error"))
+        _refuse(
+            _one_of("log.format", self.format, ("auto", "json", "text")),
+            _one_of("log.level", self.level, ("debug", "info", "warning", "error")),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,12 +138,14 @@ class ServerConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        _within("port", self.port, 0, 65_535)
-        if not self.is_local and not self.insecure:
-            raise ConfigError(
-                f"host = {self.host!r}: reachable beyond this machine, and nobody has to show a"
-                " key; serve on 127.0.0.1, or say --insecure to open predictions and monitors"
-            )
+        is_open = not self.is_local and not self.insecure
+        _refuse(
+            _within("port", self.port, 0, 65_535),
+            f"host = {self.host!r}: reachable beyond this machine, and nobody has to show a"
+            " key; serve on 127.0.0.1, or say --insecure to open predictions and monitors"
+            if is_open
+            else None,
+        )
 
     @property
     def is_local(self) -> bool:
@@ -235,13 +253,14 @@ def _given(
 
 
 def _build(kind: Any, tree: Mapping[str, Any], problems: list[str]) -> Any:
-    """An instance of `kind`, or None with the reasons in `problems`."""
+    """An instance of `kind`; its problems, and those of its sections, are added to `problems`."""
     values = dict(tree)
     for entry in dataclasses.fields(kind):
         if dataclasses.is_dataclass(entry.type):
-            values[entry.name] = _build(entry.type, tree.get(entry.name, {}), problems)
-    if None in values.values():
-        return None
+            if (section := _build(entry.type, tree.get(entry.name, {}), problems)) is None:
+                values.pop(entry.name, None)  # its own problems are said; judge the rest by default
+                continue
+            values[entry.name] = section
     try:
         return kind(**values)
     except ConfigError as error:
@@ -293,16 +312,22 @@ def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _at_least(key: str, value: float, low: float) -> None:
-    if value < low:
-        raise ConfigError(f"{key} = {value}: must be at least {low}")
+def _at_least(key: str, value: float, low: float) -> str | None:
+    return f"{key} = {value}: must be at least {low}" if value < low else None
 
 
-def _within(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # NaN fails this too
-        raise ConfigError(f"{key} = {value}: must be from {low} to {high}")
+def _within(key: str, value: float, low: float, high: float) -> str | None:
+    # NaN is within nothing.
+    return None if low <= value <= high else f"{key} = {value}: must be from {low} to {high}"
 
 
-def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{key} = {value!r}: must be one of {', '.join(choices)}")
+def _one_of(key: str, value: str, choices: tuple[str, ...]) -> str | None:
+    if value in choices:
+        return None
+    return f"{key} = {value!r}: must be one of {', '.join(choices)}"
+
+
+def _refuse(*problems: str | None) -> None:
+    """Raise ConfigError when any problem was found, with all of them."""
+    if found := [problem for problem in problems if problem is not None]:
+        raise ConfigError(*found)

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 
 from gateway.columns import columns_of, fit
+from gateway.config import ADOPT_ROWS_MAX, ADOPT_ROWS_MIN
 from gateway.counters import Counter
 from gateway.errors import BadRequestError, NotFoundError
 from gateway.tap import Observation, Tap
@@ -38,11 +39,10 @@ from registry.signature import Signature
 
 T = TypeVar("T")
 
-_SLICE = 1024
+_SLICE = 2048
 """Observations in one slice: short enough that the event loop is never held up for long."""
-_PAUSE_S = 0.02
+_PAUSE_S = 0.1
 """Slices are taken up at most so often: larger ones cost less a row."""
-_ADOPT_ROWS_MIN = 100
 Scores = tuple[tuple[str, str, float, float], ...]
 """Channel, statistic, value, and the line that no drift would stay below."""
 WindowName = Literal["last", "current", "total"]
@@ -116,6 +116,7 @@ class Watch:
     def adopt(self, rows: int) -> None:
         """Let the next `rows` served rows become the reference."""
         self.adoption = _Adoption(rows)
+        self.monitor = None
         self._columns = self._all
 
     def count(self, observations: list[Observation]) -> None:
@@ -352,8 +353,10 @@ class Observer:
 
     async def adopt(self, model: str, version: int, rows: int) -> dict[str, Any]:
         """Let the next `rows` served rows of a version become its reference."""
-        if not _ADOPT_ROWS_MIN <= rows <= 1_000_000:
-            raise BadRequestError(f"rows = {rows}: must be from {_ADOPT_ROWS_MIN} to 1000000")
+        if not ADOPT_ROWS_MIN <= rows <= ADOPT_ROWS_MAX:
+            raise BadRequestError(
+                f"rows = {rows}: must be from {ADOPT_ROWS_MIN} to {ADOPT_ROWS_MAX}"
+            )
         watch = self._watch(model, version)
         await self.ask(lambda: watch.adopt(rows))
         return {"model": model, "version": version, "adopting": {"rows": 0, "of": rows}}

@@ -75,7 +75,10 @@ async def infer(plane: DataPlane, head: Head, body: bytes, start: float) -> byte
         inputs = bind(call, signature, variant.model)
         chosen = choose(call, signature, variant.model)
         rows = n_rows(inputs, signature, variant.model) if signature.has_row_axis else _size(inputs)
-        timeout_s = min(call.timeout_s or plane.timeout_s, head.timeout_s or plane.timeout_s)
+        timeout_s = plane.timeout_s
+        for asked_s in (call.timeout_s, head.timeout_s):
+            if asked_s is not None and asked_s < timeout_s:
+                timeout_s = asked_s
         queue = variant.queue
         future = queue.submit(inputs, rows, timeout_s)
         outputs = await (_unless_gone(future, head.gone) if queue.is_busy else future)

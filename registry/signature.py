@@ -1,6 +1,6 @@
 """Names, datatypes and shapes of a version's tensors. Pure: knows neither ONNX nor numpy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 DATATYPES = (
     "BOOL",
@@ -35,7 +35,7 @@ class TensorSpec:
         if len(shape) != len(self.shape):
             return False
         # A plain loop: this runs for every tensor of every request.
-        for want, got in zip(self.shape, shape, strict=False):
+        for want, got in zip(self.shape, shape, strict=False):  # noqa: SIM110  all() is slower
             if want not in (got, -1):
                 return False
         return True
@@ -52,8 +52,9 @@ class Signature:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    has_row_axis: bool = field(init=False, compare=False)
+    """Whether every tensor starts with a free axis: the least that batching needs."""
 
-    @property
-    def has_row_axis(self) -> bool:
-        """Whether every tensor starts with a free axis: the least that batching needs."""
-        return all(spec.shape[:1] == (-1,) for spec in (*self.inputs, *self.outputs))
+    def __post_init__(self) -> None:
+        starts = [spec.shape[:1] for spec in (*self.inputs, *self.outputs)]
+        object.__setattr__(self, "has_row_axis", all(start == (-1,) for start in starts))

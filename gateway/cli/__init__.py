@@ -1,7 +1,7 @@
 """The command `driftgate`: commands and exit codes, no logic.
 
-Exit codes: 0 ok, 1 a server said no, 2 invalid input or settings. Imports stay lazy: a command that
-only prints a table does not open onnxruntime.
+Exit codes: 0 ok, 2 invalid input or settings, or a server that said no. Imports stay lazy: a
+command that only prints a table does not open onnxruntime.
 """
 
 import os

@@ -1,6 +1,7 @@
 """`driftgate drift`: what the monitors of a running server see."""
 
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.markup import escape
@@ -33,17 +34,19 @@ def drift(
     from gateway.outgoing import call
 
     url = server or output.server_default()
+    # Typed names and numbers go to the server as they are: it says what is wrong with them.
+    chosen = {} if version is None else {"version": version}
     match words or []:
         case []:
             found = call(url, "GET", "/drift")["models"]
             output.print_json(found) if as_json else _print_summary(found)
         case [model]:
-            query = {"window": window} | ({"version": str(version)} if version else {})
-            report = call(url, "GET", f"/drift/{model}", query=query)
+            query = {"window": window} | {name: str(number) for name, number in chosen.items()}
+            report = call(url, "GET", f"/drift/{quote(model, safe='')}", query=query)
             output.print_json(report) if as_json else print_report(report)
         case ["adopt", model]:
-            body: dict[str, Any] = {"rows": rows} | ({"version": version} if version else {})
-            call(url, "POST", f"/admin/models/{model}/reference", body=body)
+            path = f"/admin/models/{quote(model, safe='')}/reference"
+            call(url, "POST", path, body={"rows": rows, **chosen})
             typer.echo(f"{model}: the next {rows} served rows become its reference")
         case _:
             raise BadRequestError("drift takes a model, or: adopt MODEL")

@@ -104,7 +104,7 @@ def _output_head(name: str, kind: str, shape: tuple[int, ...]) -> bytes:
 def _data(array: Array) -> bytes:
     if array.dtype == np.object_ or array.dtype.kind in "US":
         return orjson.dumps(array.ravel().tolist())
-    return orjson.dumps(np.ravel(array), option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(array.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _parse(body: bytes) -> tuple[Any, bool]:

@@ -24,17 +24,22 @@ def test_flag_over_environment_over_file_over_default(tmp_path: Path) -> None:
 def test_every_problem_is_said_with_its_source(tmp_path: Path) -> None:
     """Not just the first: unknown keys with the nearest, wrong types, values out of range."""
     file = tmp_path / "driftgate.yaml"
-    file.write_text("bacth: {rows_max: 3}\nbatch: {rows_maxx: 1}\nlimits: {timeout_s: -1}\n")
+    file.write_text(
+        "bacth: {rows_max: 3}\nbatch: {rows_maxx: 1}\nlimits: {timeout_s: -1}\n"
+        "monitor: {sample: 101, window_rows: 1, adopt_rows: 3}\n"
+    )
 
     with pytest.raises(ConfigError) as wrong:
         config.load({}, file=file, environ={"DRIFTGATE_PORT": "many"})
 
     said = "\n".join(wrong.value.problems)
-    assert len(wrong.value.problems) == 4
+    assert len(wrong.value.problems) == 7
     assert "bacth" in said
     assert "did you mean batch.rows_max?" in said
     assert "limits.timeout_s = -1.0: must be from 0.001 to 3600" in said
     assert "port = 'many' (DRIFTGATE_PORT)" in said
+    assert "monitor.sample = 101.0: must be from 0 to 100" in said
+    assert "monitor.adopt_rows = 3: must be from 100" in said
 
 
 @pytest.mark.parametrize("text", ["- 1\n", "a: [\n", "\x00", "batch: 3\n"])

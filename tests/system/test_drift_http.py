@@ -252,6 +252,30 @@ def test_the_command_shows_the_same_report(server: Server, client: httpx.Client)
     assert "'partly'" in unknown.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["steady?window=total"],
+        ["../admin/models"],
+        ["steady/../partly"],
+        ["steady", "--version", "0"],
+        ["steady", "--version", "-1"],
+        ["adopt", "steady/../partly"],
+        ["adopt", "steady", "--version", "0", "--rows", "100"],
+    ],
+)
+def test_the_command_asks_for_what_was_typed_and_nothing_else(
+    server: Server, client: httpx.Client, words: list[str]
+) -> None:
+    """A name that is no model's is not found: it never becomes another path or query."""
+    ended = driftgate("drift", *words, "--server", server.url)
+
+    assert ended.returncode != 0, ended.stdout
+    assert len(ended.stderr.splitlines()) == 1
+    assert "adopting" not in report_of(client, "steady")
+    assert "adopting" not in report_of(client, "partly")
+
+
 # -- references that do not fit
 
 

@@ -161,7 +161,7 @@ def test_64_clients_get_their_own_answers_among_good_and_bad_requests(
         draw = random.Random(seed)
 
         async def visit(client: httpx.AsyncClient) -> int:
-            for k in range(25):
+            for k in range(12):
                 model, body, status, data = draw_case(draw)
                 if isinstance(body, dict):
                     body["id"] = f"{seed}-{k}"
@@ -170,11 +170,11 @@ def test_64_clients_get_their_own_answers_among_good_and_bad_requests(
                 if status == 200:
                     assert got.json()["id"] == f"{seed}-{k}"
                     assert got.json()["outputs"][0]["data"] == data
-            return 25
+            return 12
 
         return visit
 
-    assert sum(together(running, [visitor(seed) for seed in range(N_CLIENTS)])) == N_CLIENTS * 25
+    assert sum(together(running, [visitor(seed) for seed in range(N_CLIENTS)])) == N_CLIENTS * 12
 
 
 def test_a_failing_row_costs_its_neighbours_nothing(patient: Server) -> None:
@@ -232,7 +232,7 @@ ROW = request(tensor("x", "FP32", [1, 1], [21]))
 
 
 def test_every_request_is_answered_within_its_deadline(server: Server) -> None:
-    """40 requests for a model that runs one by one: answered, or 504 in time; late ones never run."""
+    """40 requests for a model that runs one by one: answered or 504 in time, late ones not run."""
     timeout_s = 0.4
     ran = counted(server, "slow", "driftgate_batch_rows_sum")
     shed = counted(server, "slow", "driftgate_shed_total", reason="deadline_exceeded")
@@ -361,7 +361,6 @@ def test_rows_of_clients_that_left_do_not_run(server: Server) -> None:
     content = json.dumps(ROW).encode()
     head = b"POST /v2/models/slower/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
     wait_until(lambda: counted(server, "slower", "driftgate_queued_rows") == 0, "it is quiet")
-    time_to_settle = counted(server, "slower", "driftgate_batch_rows_sum")
     wait_until(
         lambda: (
             counted(server, "slower", "driftgate_batch_rows_count")
@@ -370,7 +369,6 @@ def test_rows_of_clients_that_left_do_not_run(server: Server) -> None:
         "no run is on its way",
     )
     ran = counted(server, "slower", "driftgate_batch_rows_sum")
-    assert ran >= time_to_settle
     gone = counted(server, "slower", "driftgate_shed_total", reason="client_gone")
 
     stay = [socket.create_connection(server.address, timeout=20) for _ in range(10)]
@@ -423,3 +421,40 @@ def test_two_requests_in_one_packet_are_answered_in_order(server: Server) -> Non
 
     assert answer.count(b"HTTP/1.1 200 ") == 2
     assert answer.index(b'"first"') < answer.index(b'"second"')
+
+
+# -- versions that are opened by their first call
+
+
+@pytest.fixture
+def cold(tmp_path: Path) -> Iterator[Server]:
+    models.put(tmp_path, "m", 1, models.slow(rows=1))
+    models.put(tmp_path, "m", 2, b"no model")
+    models.put(tmp_path, "m", 3, models.constant(3))
+    with serve(tmp_path) as running:
+        yield running
+
+
+def test_many_first_calls_open_a_version_once(cold: Server) -> None:
+    """Twenty call version 1 at once, twenty the broken 2: each is opened or refused once."""
+    answers = together(
+        cold,
+        [
+            *(post("m/versions/1", ROW) for _ in range(20)),
+            *(post("m/versions/2", ROW) for _ in range(20)),
+        ],
+    )
+
+    assert Counter(got.status_code for got, _ in answers) == {200: 20, 503: 20}
+    opened = [event["version"] for event in cold.events("version_opened")]
+    refused = [event["version"] for event in cold.events("version_refused")]
+    assert sorted(opened) == [1, 3]
+    assert refused == [2]
+
+
+def test_a_deadline_holds_also_while_a_version_is_opened(cold: Server) -> None:
+    """The first caller of an old version may have little time: 504 then, not an answer too late."""
+    ((got, seconds),) = together(cold, [post("m/versions/1", ROW, **{"x-request-timeout": "0.05"})])
+
+    assert (got.status_code, got.json()["code"]) == (504, "deadline_exceeded")
+    assert seconds < 0.05 + LATE_S_MAX

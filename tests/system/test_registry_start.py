@@ -301,8 +301,8 @@ CONFIGS = {
     ),
     "out of range": (
         "batch: {rows_max: 0}\nlimits: {timeout_s: -1}\nmonitor: {window_rows: 1, sample: 300}\n",
-        ["batch.rows_max", "limits.timeout_s", "monitor."],
-        3,
+        ["batch.rows_max", "limits.timeout_s", "monitor.window_rows", "monitor.sample"],
+        4,
     ),
     "both kinds": ("nonsense: 1\nbatch: {rows_max: 0}\n", ["nonsense", "batch.rows_max"], 2),
     "not YAML": ("batch: {rows_max: 5\nport: [", ["c.yaml", "line", "not YAML"], 1),

@@ -453,6 +453,8 @@ def test_a_wrong_verb_is_405_and_told_the_right_one(
     [
         ("/", "not_found"),
         ("/v3", "not_found"),
+        ("/v2/", "not_found"),
+        ("/v2/health/live/", "not_found"),
         ("/v2/models", "not_found"),
         ("/v2/models/matrix/nothing", "not_found"),
         ("/v2/models/absent", "model_not_found"),
