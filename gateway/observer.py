@@ -125,11 +125,11 @@ class Watch:
             return
         block = self._block(observations)
         if self.adoption is not None:
-            self._collect(block)
+            block = self._collect(block)
+        if self.monitor is None or not block:
             return
-        assert self.monitor is not None  # noqa: S101  one of the two is there
         closed = self.monitor.update(block, at=time.time())
-        self.meters.observed.add(sum(observation.rows for observation in observations))
+        self.meters.observed.add(len(next(iter(block.values()))))
         if closed:
             self._judge({window.index for window in closed})
 
@@ -193,13 +193,15 @@ class Watch:
                 block[column.channel] = matrix[column.position]
         return block
 
-    def _collect(self, block: dict[str, Array]) -> None:
+    def _collect(self, block: dict[str, Array]) -> dict[str, Array]:
+        """Keep rows for the adoption; the rows that are left over when it is complete."""
         adoption = self.adoption
         assert adoption is not None  # noqa: S101  asked by count
         adoption.blocks.append(block)
         adoption.rows += len(next(iter(block.values()), ()))
-        if adoption.rows < adoption.rows_wanted:
-            return
+        surplus = adoption.rows - adoption.rows_wanted
+        if surplus < 0:
+            return {}
         columns = {
             channel: np.concatenate([part[channel] for part in adoption.blocks])
             for channel in adoption.blocks[0]
@@ -223,6 +225,7 @@ class Watch:
             rows=profile.n_rows,
             is_kept=is_kept,
         )
+        return {channel: values[len(values) - surplus :] for channel, values in block.items()}
 
     def scores(self) -> Scores:
         """Every score of the newest closed window, computed when somebody asks."""
