@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from gateway import __version__
 from gateway.config import ServerConfig
@@ -51,11 +51,13 @@ class App:
             *admin.endpoints(self.plane, self.observer),
         ]
         self._predict = Predict(self.plane)
-        self._rest: ASGIApp = Starlette(
+        self._rest = Starlette(
             routes=routes(self.endpoints),
             lifespan=self._lifespan,
             exception_handlers={HTTPException: no_such_path},
         )
+        # A redirect would repeat the Host header of a client; a path with a slash too many is none.
+        self._rest.router.redirect_slashes = False
         self._declare_gauges()
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:

@@ -141,7 +141,9 @@ class Batcher:
     @property
     def is_busy(self) -> bool:
         """Whether a request submitted now would have to wait for a batch to end."""
-        return self._is_running or self.rows_queued > self._rows_max
+        if self._is_running or self.rows_queued > self._rows_max:
+            return True
+        return not self.can_batch and len(self._queue) > 1
 
     def submit(
         self, inputs: list[Array], rows: int, timeout_s: float
@@ -155,7 +157,8 @@ class Batcher:
         QueueFullError, TooLargeError : there is no room for so many rows.
         NotReadyError : the version is being closed.
         """
-        if self.rows_queued + rows > self._queue_rows_max:
+        # A request without rows takes a place in the queue too.
+        if max(self.rows_queued + rows, len(self._queue) + 1) > self._queue_rows_max:
             raise self._no_room(rows)
         if self._is_closed:
             raise NotReadyError(f"model {self.model!r} version {self.version} is being closed")

@@ -43,6 +43,9 @@ class LimitsConfig:
 
     body_bytes_max: int = 64 * 1024 * 1024
     """Bytes in one request body; more is answered 413."""
+    json_bytes_max: int = 12 * 1024 * 1024
+    """Bytes in one JSON body, which takes some thirty times its size in memory; more is answered
+    413."""
     queue_rows_max: int = 8192
     """Rows that may wait for one version; more are answered 429. No request may have more."""
     timeout_s: float = 30.0
@@ -51,6 +54,7 @@ class LimitsConfig:
     def __post_init__(self) -> None:
         _refuse(
             _at_least("limits.body_bytes_max", self.body_bytes_max, 1),
+            _at_least("limits.json_bytes_max", self.json_bytes_max, 1),
             _at_least("limits.queue_rows_max", self.queue_rows_max, 1),
             _within("limits.timeout_s", self.timeout_s, 0.001, 3600),
         )

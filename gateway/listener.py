@@ -25,6 +25,7 @@ from gateway.telemetry import event
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
 _GRACE_S = 30
+_HALF_REQUEST_S = 1.0
 _JOINED_BYTES_MAX = 65_536
 
 
@@ -103,6 +104,18 @@ class Answer:
 
 class Protocol(HttpToolsProtocol):
     """One HTTP connection."""
+
+    def shutdown(self) -> None:
+        """End gracefully; who has not sent a whole request a moment later is not waited for."""
+        super().shutdown()
+        self.loop.call_later(_HALF_REQUEST_S, self._abandon)
+
+    def _abandon(self) -> None:
+        if self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete:
+            self.transport.close()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: a client that asks for websockets is answered over HTTP, and that is all."""
 
     def on_headers_complete(self) -> None:
         """Begin a request; its handler may write the answer in one piece."""

@@ -113,8 +113,20 @@ class Watch:
             else None
         )
 
+    @property
+    def can_adopt(self) -> bool:
+        """Whether any tensor of the model can be watched."""
+        return bool(self._all)
+
     def adopt(self, rows: int) -> None:
-        """Let the next `rows` served rows become the reference."""
+        """Let the next `rows` served rows become the reference.
+
+        Raises
+        ------
+        BadRequestError : no tensor of the model can be watched.
+        """
+        if not self.can_adopt:
+            raise BadRequestError(f"model {self.model!r}: {'; '.join(self._unwatched)}")
         self.adoption = _Adoption(rows)
         self.monitor = None
         self._columns = self._all
@@ -140,7 +152,7 @@ class Watch:
             "model": self.model,
             "version": self.version,
             "reference": None,
-            "problems": self.problems if monitor is not None else self._unwatched,
+            "problems": self.problems or self._unwatched,
             "rows_observed": self.meters.observed.value,
             "rows_dropped": self.meters.dropped.value,
             "window_rows": self._window_rows,
@@ -162,6 +174,10 @@ class Watch:
             )
         elif self.source is not None:
             about["message"] = "no column of the reference fits the model; see problems"
+        elif self.problems:
+            about["message"] = "the reference cannot be used; see problems"
+        elif not self.can_adopt:
+            about["message"] = "no tensor of this model can be watched; see problems"
         else:
             about["message"] = (
                 "no reference: put a reference.json beside the model (driftgate profile DATA), or"

@@ -7,13 +7,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from gateway.config import ServerConfig
-from gateway.errors import ClientGoneError, GatewayError, NotReadyError
-from gateway.protocol import v2_json
-from gateway.protocol.call import bind, choose, n_rows
+from gateway.errors import ClientGoneError, DeadlineError, GatewayError, NotReadyError
+from gateway.protocol.call import Answer, Call, Codec, choose, n_rows
 from gateway.router import Meters, Table, Variant
 from gateway.tap import Observation, Tap
-from gateway.telemetry import Telemetry
+from gateway.telemetry import REJECTED, Telemetry
 from gateway.tensors import Array, n_bytes
+
+_SMALL_BYTES = 256 * 1024
+"""Larger bodies are decoded off the loop."""
 
 Gone = Callable[[], Awaitable[None]]
 """Returns when the client has hung up."""
@@ -23,7 +25,8 @@ Gone = Callable[[], Awaitable[None]]
 class Head:
     """What came beside the body."""
 
-    model: str
+    model: str | None
+    """None where only the message itself names it (gRPC)."""
     version: str | None
     timeout_s: float | None
     gone: Gone
@@ -42,7 +45,12 @@ class DataPlane:
         """Opens a version that is in the registry but not in the table."""
         self.timeout_s = config.limits.timeout_s
         self.sample = config.monitor.sample / 100
+        self._large = asyncio.Semaphore(1)
         self._pinned: dict[tuple[str, int], Meters] = {}
+
+    def rejected(self, error: GatewayError) -> None:
+        """Count a request that was refused before a version was picked."""
+        self.telemetry.counter(REJECTED, error.code).add()
 
     def pinned(self, variant: Variant) -> Meters:
         """Counts of calls by number; the series exist from the first such call on."""
@@ -52,8 +60,13 @@ class DataPlane:
             self._pinned[key] = meters
         return meters
 
+    async def decode(self, codec: Codec, body: bytes) -> Call:
+        """A large body as a call, on a thread and one at a time: the loop serves on."""
+        async with self._large:
+            return await asyncio.to_thread(codec.decode, body)
 
-async def infer(plane: DataPlane, head: Head, body: bytes, start: float) -> bytes:
+
+async def infer(plane: DataPlane, codec: Codec, head: Head, body: bytes, start: float) -> Answer:
     """One prediction: decode, pick a variant, bind, batch, run, observe, encode.
 
     Parameters
@@ -65,16 +78,26 @@ async def infer(plane: DataPlane, head: Head, body: bytes, start: float) -> byte
     GatewayError : what the client is told instead of an answer.
     """
     table = plane.table  # Read once: a request sees one state of things from start to end.
-    variant = table.model(head.model).pick(head.version)
-    if isinstance(variant, int):
-        variant = await _opened(plane, head.model, variant)
+    call: Call | None = None
+    try:
+        if head.model is None:
+            call = await _decoded(plane, codec, body)
+            head.model, head.version = call.model, call.version
+        picked = table.model(head.model).pick(head.version)
+        variant = picked if isinstance(picked, Variant) else await _opened(plane, head, picked)
+    except GatewayError as error:
+        plane.rejected(error)
+        raise
+    served = variant.served
+    signature, model = served.signature, served.model
     meters = variant.meters if head.version is None else plane.pinned(variant)
     try:
-        call = v2_json.decode(body)
-        signature = variant.signature
-        inputs = bind(call, signature, variant.model)
-        chosen = choose(call, signature, variant.model)
-        rows = n_rows(inputs, signature, variant.model) if signature.has_row_axis else _size(inputs)
+        if call is None:
+            call = await _decoded(plane, codec, body)
+        inputs = call.bind(signature, model)
+        if call.outputs:
+            choose(call, signature, model)  # Before anything runs for a name that is wrong.
+        rows = n_rows(inputs, signature, model) if signature.has_row_axis else _size(inputs)
         timeout_s = plane.timeout_s
         for asked_s in (call.timeout_s, head.timeout_s):
             if asked_s is not None and asked_s < timeout_s:
@@ -82,17 +105,21 @@ async def infer(plane: DataPlane, head: Head, body: bytes, start: float) -> byte
         queue = variant.queue
         future = queue.submit(inputs, rows, timeout_s)
         outputs = await (_unless_gone(future, head.gone) if queue.is_busy else future)
+        if plane.sample >= 1 or random.random() < plane.sample:  # noqa: S311  a sample, no secret
+            size = variant.row_bytes * rows or n_bytes(inputs) + n_bytes(outputs)
+            observation = Observation(model, served.version, inputs, outputs, rows, size)
+            plane.tap.offer(observation, variant.tap_dropped)  # Never waits: drops when full.
+        answer = codec.encode(call, served, outputs)
     except GatewayError as error:
         meters.failed(error.code).add()
         raise
-    if plane.sample >= 1 or random.random() < plane.sample:  # noqa: S311  a sample, no secret
-        size = variant.row_bytes * rows or n_bytes(inputs) + n_bytes(outputs)
-        observation = Observation(variant.model, variant.version, inputs, outputs, rows, size)
-        plane.tap.offer(observation, variant.tap_dropped)  # Never waits: drops when full.
-    answer = v2_json.encode(variant.answer_head, call, signature, outputs, chosen)
     meters.ok.add()
     meters.seconds.observe(time.perf_counter() - start)
     return answer
+
+
+async def _decoded(plane: DataPlane, codec: Codec, body: bytes) -> Call:
+    return codec.decode(body) if len(body) <= _SMALL_BYTES else await plane.decode(codec, body)
 
 
 def _size(inputs: list[Array]) -> int:
@@ -100,10 +127,18 @@ def _size(inputs: list[Array]) -> int:
     return inputs[0].shape[0] if inputs[0].ndim else 1
 
 
-async def _opened(plane: DataPlane, model: str, version: int) -> Variant:
+async def _opened(plane: DataPlane, head: Head, version: int) -> Variant:
+    """The version, opened now: within the request's deadline, and for later ones beyond it."""
     if plane.open_version is None:
-        raise NotReadyError(f"model {model!r} version {version} is not open")
-    return await plane.open_version(model, version)
+        raise NotReadyError(f"model {head.model!r} version {version} is not open")
+    name = head.model or ""
+    timeout_s = min(plane.timeout_s, head.timeout_s or plane.timeout_s)
+    opening = asyncio.ensure_future(plane.open_version(name, version))
+    opening.add_done_callback(lambda done: done.cancelled() or done.exception())
+    done, _ = await asyncio.wait((opening,), timeout=timeout_s)
+    if not done:
+        raise DeadlineError(name, timeout_s)
+    return opening.result()
 
 
 async def _unless_gone(future: "asyncio.Future[list[Array]]", gone: Gone) -> list[Array]:

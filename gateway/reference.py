@@ -9,6 +9,7 @@ import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -38,8 +39,7 @@ def read(file: Path, progress: Progress = lambda _: None) -> dict[str, Array]:
     """
     try:
         if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
+            return _read_npz(file)
         return _read_csv(file, progress)
     except FileNotFoundError:
         raise BadRequestError(f"{file.name}: no such file") from None
@@ -47,8 +47,19 @@ def read(file: Path, progress: Progress = lambda _: None) -> dict[str, Array]:
         raise BadRequestError(f"{file.name}: is a directory") from None
     except (UnicodeDecodeError, csv.Error):
         raise BadRequestError(f"{file.name}: not CSV in UTF-8") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
         raise BadRequestError(f"{file.name}: cannot be read ({error})") from None
+
+
+def _read_npz(file: Path) -> dict[str, Array]:
+    with np.load(file, allow_pickle=False) as arrays:
+        columns = {name: arrays[name] for name in arrays.files}
+    for name, values in columns.items():
+        if values.ndim != 1:
+            raise BadRequestError(
+                f"{file.name}: {name!r} has shape {list(values.shape)}; a column has one axis"
+            )
+    return columns
 
 
 def fit(columns: Mapping[str, Array], lineage: Mapping[str, object]) -> Profile:
@@ -99,6 +110,13 @@ def _fitted(columns: Mapping[str, Array], lineage: Mapping[str, object]) -> Prof
 
 def _inputs(columns: Mapping[str, Array], signature: Signature) -> list[Array]:
     specs = signature.inputs
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        most, least = max(lengths, key=lengths.__getitem__), min(lengths, key=lengths.__getitem__)
+        raise BadRequestError(
+            f"column {most!r} has {lengths[most]} rows, column {least!r} has {lengths[least]};"
+            " they must agree"
+        )
     if any(spec.shape[:1] != (-1,) or len(spec.shape) > 2 for spec in specs):
         raise BadRequestError("the model has an input that is neither a column nor a matrix")
     names = list(columns)
@@ -132,7 +150,18 @@ def _cast(values: Array, spec: TensorSpec, name: str) -> Array:
         raise BadRequestError(
             f"column {name!r} has missing values; {spec.datatype} cannot hold them"
         )
-    return values.astype(dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = values.astype(dtype)
+    if dtype.kind in "iub":
+        changed = np.flatnonzero(cast != values)
+    else:
+        changed = np.flatnonzero(np.isinf(cast) & np.isfinite(values))
+    if len(changed):
+        raise BadRequestError(
+            f"column {name!r}: row {changed[0] + 1} is {shown(values[changed[0]].item())};"
+            f" {spec.datatype} cannot hold it"
+        )
+    return cast
 
 
 def _column(column: Column, inputs: Sequence[Array], outputs: Sequence[Array]) -> Array:

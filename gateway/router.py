@@ -2,11 +2,17 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from gateway.counters import Counter, Histogram
-from gateway.errors import ModelNotFoundError, VersionNotFoundError, VersionRefusedError
+from gateway.errors import (
+    ModelNotFoundError,
+    NotReadyError,
+    VersionNotFoundError,
+    VersionRefusedError,
+)
+from gateway.protocol.call import Served
 from gateway.telemetry import REQUEST_SECONDS, REQUESTS, Telemetry
 from gateway.tensors import Array
 from registry import names
@@ -48,12 +54,8 @@ class Meters:
 class Variant:
     """A version in a role: what answers."""
 
-    model: str
-    version: int
-    signature: Signature
+    served: Served
     queue: Queue
-    answer_head: bytes
-    """The first bytes of every JSON answer."""
     row_bytes: int
     """Memory that one observed row takes, about."""
     tap_dropped: Counter
@@ -62,6 +64,21 @@ class Variant:
     """Counts of calls that named no version."""
     about: Mapping[str, Any]
     """What the warm-up found, for people."""
+
+    @property
+    def model(self) -> str:
+        """Its model."""
+        return self.served.model
+
+    @property
+    def version(self) -> int:
+        """Its number."""
+        return self.served.version
+
+    @property
+    def signature(self) -> Signature:
+        """What it takes and gives."""
+        return self.served.signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +104,8 @@ class Model:
         """
         if version is None:
             if self.champion is None:
+                if not self.refused:
+                    raise NotReadyError(f"model {self.name!r} is still being opened; retry")
                 why = "; ".join(f"{n}: {reason}" for n, reason in sorted(self.refused.items()))
                 raise VersionRefusedError(f"no version of model {self.name!r} can answer: {why}")
             return self.champion
@@ -105,6 +124,8 @@ class Table:
     """Everything that can be called, at one moment."""
 
     models: Mapping[str, Model] = field(default_factory=dict)
+    is_complete: bool = False
+    """Whether the registry has been read and opened once."""
 
     def model(self, name: str) -> Model:
         """The model of this name.
@@ -116,8 +137,10 @@ class Table:
         try:
             return self.models[name]
         except KeyError:
+            if not self.is_complete:
+                raise NotReadyError("the registry is still being opened; retry") from None
             raise ModelNotFoundError(name, list(self.models)) from None
 
     def replaced(self, model: Model) -> "Table":
         """A copy with one model replaced."""
-        return Table({**self.models, model.name: model})
+        return replace(self, models={**self.models, model.name: model})

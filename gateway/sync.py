@@ -16,6 +16,7 @@ from gateway.errors import StartError, VersionRefusedError
 from gateway.observer import Observer, Watch, WatchMeters, adopted
 from gateway.prediction import DataPlane
 from gateway.protocol import v2_json
+from gateway.protocol.call import Served
 from gateway.router import Meters, Model, Variant
 from gateway.runtime import Session, Trial
 from gateway.telemetry import (
@@ -74,6 +75,7 @@ class Sync:
                 except VersionRefusedError:
                     continue  # said and kept by open_version; the next lower one is tried
                 break
+        self._plane.table = replace(self._plane.table, is_complete=True)
         self._plane.is_ready = any(
             model.champion is not None for model in self._plane.table.models.values()
         )
@@ -166,11 +168,8 @@ class Sync:
         )
         self._batchers[name, version] = batcher
         return Variant(
-            model=name,
-            version=version,
-            signature=signature,
+            served=Served(name, version, signature, v2_json.answer_head(name, version)),
             queue=batcher,
-            answer_head=v2_json.answer_head(name, version),
             row_bytes=row_bytes(signature),
             tap_dropped=telemetry.counter(TAP_DROPPED, *labels),
             meters=Meters(telemetry, name, version, "champion", "primary"),
@@ -212,7 +211,7 @@ class Sync:
         try:
             watch.judge_by(Profile.from_json(files.reference_file.read_bytes()), "reference.json")
         except FileNotFoundError:
-            if self._config.monitor.adopt_rows:
+            if self._config.monitor.adopt_rows and watch.can_adopt:
                 watch.adopt(self._config.monitor.adopt_rows)
         except OSError:
             watch.problems = ["reference.json cannot be read"]

@@ -63,6 +63,14 @@ REQUESTS = _declare(
         (*_VERSION, "variant", "traffic", "code"),
     )
 )
+REJECTED = _declare(
+    Family(
+        "driftgate_rejected_total",
+        "counter",
+        "Requests refused before a version was picked: no such model, too large, not readable.",
+        ("code",),
+    )
+)
 REQUEST_SECONDS = _declare(
     Family(
         "driftgate_request_seconds",

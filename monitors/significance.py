@@ -24,6 +24,7 @@ _SEED = 20130101
 _EXACT_ROWS = 32
 _STEPS = (1.0, 1.25, 1.6, 2.0, 2.5, 3.0, 4.0, 5.0, 6.3, 8.0, 10.0)
 _REMEMBERED = 512
+_ROW_ROUNDING = 1e-6
 _SPREAD_MAX = 200.0
 # The same counts may give a score that differs in its last digits when it is summed in a stack.
 _ROUNDING = 1 + 1e-9
@@ -148,7 +149,9 @@ def rate_line(hits: float, misses: float, n_rows: int) -> float:
     if size == n_rows:
         return line
     noise = (1 / n_rows + 1 / rows) / (1 / size + 1 / rows)
-    return min(1.0, rate + (line - rate) * math.sqrt(noise))
+    scaled = min(1.0, rate + (line - rate) * math.sqrt(noise))
+    # Up to a whole row: with a rate near 1 the last row alone may weigh more than one per cent.
+    return math.ceil(scaled * n_rows - _ROW_ROUNDING) / n_rows
 
 
 def _spread(rate: float, rows: float, n_rows: int) -> float:

@@ -6,7 +6,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.endpoints.route import Endpoint, JSONAnswer, query
-from gateway.errors import BadRequestError, VersionNotFoundError, VersionRefusedError, shown
+from gateway.errors import (
+    BadRequestError,
+    NotFoundError,
+    VersionNotFoundError,
+    VersionRefusedError,
+    shown,
+)
 from gateway.observer import WINDOWS, Observer
 from gateway.prediction import DataPlane
 from gateway.telemetry import Family, Sample, Telemetry
@@ -60,6 +66,12 @@ def version_of(plane: DataPlane, name: str, version: str | None) -> int:
             raise VersionRefusedError(f"no version of model {name!r} could be opened")
         return model.champion.version
     number = names.version(version)
-    if number is None or number not in model.variants:
-        raise VersionNotFoundError(name, version, sorted(model.variants))
+    if number is None or number not in model.versions:
+        raise VersionNotFoundError(name, version, model.versions)
+    if number in model.refused:
+        raise VersionRefusedError(
+            f"model {name!r} version {number} was refused: {model.refused[number]}"
+        )
+    if number not in model.variants:
+        raise NotFoundError(f"model {name!r} version {number} is not open: nobody has called it")
     return number

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any
 
@@ -24,6 +25,8 @@ from gateway.errors import (
     shown,
 )
 from gateway.prediction import DataPlane, Head, infer
+from gateway.protocol.call import Codec
+from gateway.protocol.v2_json import V2JSON
 from gateway.telemetry import event
 
 ANSWER = "driftgate.answer"
@@ -45,46 +48,93 @@ def is_prediction(path: str) -> bool:
     return path.endswith(_SUFFIX) and path.startswith(_PREFIX) and len(path) >= _LENGTH_MIN
 
 
+Plan = Callable[[Scope, dict[bytes, bytes]], tuple[str | None, str | None, Codec]]
+"""What a path and headers ask for: model, version, and the format; raises GatewayError."""
+ErrorBody = Callable[[GatewayError], bytes]
+
+
 class Predict:
-    """The endpoint. Called with every path for which `is_prediction` holds."""
+    """Predictions over HTTP; called with every path for which `is_prediction` holds."""
 
     scope = "predict"
 
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
         self._body_bytes_max = plane.config.limits.body_bytes_max
+        self._json = V2JSON(plane.config.limits.json_bytes_max)
         # Unique over workers and restarts without asking the system for each request.
         self._id_start = os.urandom(6).hex().encode()
         self._ids = count(1)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Answer one request of the Open Inference Protocol."""
+        return self.answer(scope, receive, send, self._plan)
+
+    async def answer(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        plan: Plan,
+        error_body: ErrorBody = error_body,
+    ) -> None:
+        """Answer one prediction, whatever path and format it came by."""
         start = time.perf_counter()
         headers = {name: value for name, value in scope["headers"] if name in _READ}
         request_id = headers.get(b"x-request-id")
         if request_id is None or not _REQUEST_ID.fullmatch(request_id):
             request_id = b"%s-%x" % (self._id_start, next(self._ids))
-        status, extra = 200, {}
+        status = 200
         try:
-            head = _head(scope, headers, receive)
-            body = await self._body(headers, receive)
-            answer = await infer(self._plane, head, body, start)
+            head, codec, body = await self._read(scope, headers, receive, plan)
+            answer = await infer(self._plane, codec, head, body, start)
+            content, extra = answer.body, answer.headers
         except ClientGoneError:
             return
         except GatewayError as error:
-            status, extra, answer = error.status, error_headers(error), error_body(error)
+            status, content, extra = error.status, error_body(error), _error_lines(error)
         except Exception:  # noqa: BLE001  no trace may reach a client
-            event("request_failed", logging.ERROR, path="/v2/models/{m}/infer", exc=True)
+            event("request_failed", logging.ERROR, path=scope["path"], exc=True)
             failure = GatewayError("internal error; the server's log says more")
-            status, answer = failure.status, error_body(failure)
+            status, content, extra = 500, error_body(failure), _error_lines(failure)
+        lines = [*extra, (b"content-length", b"%d" % len(content)), (b"x-request-id", request_id)]
         whole = scope.get("extensions", {}).get(ANSWER)
-        lines = [_JSON, (b"content-length", b"%d" % len(answer)), (b"x-request-id", request_id)]
-        lines += [(name.encode(), value.encode()) for name, value in extra.items()]
         if whole is not None:
-            await whole["write"](status, lines, answer)
+            await whole["write"](status, lines, content)
             return
         await send({"type": "http.response.start", "status": status, "headers": lines})
-        await send({"type": "http.response.body", "body": answer})
+        await send({"type": "http.response.body", "body": content})
+
+    def _plan(
+        self, scope: Scope, headers: dict[bytes, bytes]
+    ) -> tuple[str | None, str | None, Codec]:
+        path: str = scope["path"]
+        model, _, version = path[len(_PREFIX) : -len(_SUFFIX)].partition("/versions/")
+        if len(headers) > 1:
+            _refuse_codings(headers)
+        return model, version if path.count("/") > 4 else None, self._json
+
+    async def _read(
+        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, plan: Plan
+    ) -> tuple[Head, Codec, bytes]:
+        """Everything before the prediction itself; what goes wrong here is counted as rejected."""
+
+        async def gone() -> None:
+            message: Any = {"type": ""}
+            while message["type"] != "http.disconnect":
+                message = await receive()
+
+        try:
+            if scope["method"] != "POST":
+                raise MethodError(scope["method"], ["POST"])
+            model, version, codec = plan(scope, headers)
+            head = Head(model, version, _timeout_s(headers), gone)
+            return head, codec, await self._body(headers, receive)
+        except ClientGoneError:
+            raise
+        except GatewayError as error:
+            self._plane.rejected(error)
+            raise
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body.
@@ -121,22 +171,9 @@ class Predict:
         )
 
 
-def _head(scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Head:
-    """What the path and the headers say."""
-    if scope["method"] != "POST":
-        raise MethodError(scope["method"], ["POST"])
-    path: str = scope["path"]
-    model, _, version = path[len(_PREFIX) : -len(_SUFFIX)].partition("/versions/")
-    if len(headers) > 1:
-        _refuse_codings(headers)
-
-    async def gone() -> None:
-        message: Any = {"type": ""}
-        while message["type"] != "http.disconnect":
-            message = await receive()
-
-    has_version = path.count("/") > 4
-    return Head(model, version if has_version else None, _timeout_s(headers), gone)
+def _error_lines(error: GatewayError) -> tuple[tuple[bytes, bytes], ...]:
+    extra = error_headers(error).items()
+    return (_JSON, *((name.encode(), value.encode()) for name, value in extra))
 
 
 def _timeout_s(headers: dict[bytes, bytes]) -> float | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from gateway.errors import TensorError, shown
 from gateway.tensors import Array
@@ -19,25 +20,67 @@ class Tensor:
 
 
 @dataclass(slots=True)
+class OutputWanted:
+    """One output that the client asked for."""
+
+    name: str
+
+
+@dataclass(slots=True)
 class Call:
     """One prediction as the client asked for it."""
 
     inputs: list[Tensor]
-    outputs: tuple[str, ...] = ()
-    """Names of the outputs wanted, in the order wanted; empty: all, in the model's order."""
+    outputs: tuple[OutputWanted, ...] = ()
+    """In the order wanted; empty: all, in the model's order."""
     id: str | None = None
     timeout_s: float | None = None
+    model: str = ""
+    """Named by the message itself, where the carrier does not name it."""
+    version: str | None = None
+
+    def bind(self, signature: Signature, model: str) -> list[Array]:
+        """The request's arrays in the model's own order.
+
+        Raises
+        ------
+        TensorError : a tensor is missing, extra, twice there, or of another datatype or shape.
+        """
+        return _bound(self.inputs, signature, model)
 
 
-def bind(call: Call, signature: Signature, model: str) -> list[Array]:
-    """The request's arrays in the model's own order.
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Who answers, as an answer names it."""
 
-    Raises
-    ------
-    TensorError : a tensor is missing, extra, twice there, or of another datatype or shape.
-    """
+    model: str
+    version: int
+    signature: Signature
+    json_head: bytes
+    """The start of every JSON answer: `{"model_name":"m","model_version":"1"`."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """What goes back to the client."""
+
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    """Lower-case names; the content type, and what belongs to the format."""
+
+
+class Codec(Protocol):
+    """A format of requests and answers. Holds what the headers of one request said, or nothing."""
+
+    def decode(self, body: bytes) -> Call:
+        """The body as a call; raises BadRequestError with what is wrong."""
+
+    def encode(self, call: Call, served: Served, outputs: Sequence[Array]) -> Answer:
+        """The answer to a call; `outputs` are all, in the model's order."""
+
+
+def _bound(given: list[Tensor], signature: Signature, model: str) -> list[Array]:
     specs = signature.inputs
-    given = call.inputs
     # Nearly every client sends the tensors in the model's order: compare in place first.
     if len(given) == len(specs):
         arrays: list[Array] = []
@@ -85,24 +128,25 @@ def n_rows(arrays: Sequence[Array], signature: Signature, model: str) -> int:
     return rows
 
 
-def choose(call: Call, signature: Signature, model: str) -> list[int] | None:
-    """Positions of the outputs asked for, in the order asked for; None stands for all.
+def choose(call: Call, signature: Signature, model: str) -> Sequence[int]:
+    """Positions of the outputs asked for, in the order asked for.
 
     Raises
     ------
     TensorError : no such output, or one asked for twice.
     """
     if not call.outputs:
-        return None
+        return range(len(signature.outputs))
     positions = {spec.name: k for k, spec in enumerate(signature.outputs)}
-    for name in call.outputs:
+    names = [wanted.name for wanted in call.outputs]
+    for name in names:
         if name not in positions:
             raise TensorError(
                 f"model {model!r} has no output {shown(name)}; it gives: {_list(list(positions))}"
             )
-    if len(set(call.outputs)) < len(call.outputs):
+    if len(set(names)) < len(names):
         raise TensorError("outputs: one is asked for twice; ask for it once")
-    return [positions[name] for name in call.outputs]
+    return [positions[name] for name in names]
 
 
 def _checked(tensor: Tensor, spec: TensorSpec, model: str) -> Array:

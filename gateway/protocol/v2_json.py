@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from gateway.errors import BadRequestError, TensorError, shown
-from gateway.protocol.call import Call, Tensor
+from gateway.errors import BadRequestError, TensorError, TooLargeError, shown
+from gateway.protocol.call import Answer, Call, OutputWanted, Served, Tensor, choose
 from gateway.tensors import DTYPES, Array, datatype
 from registry.signature import Signature
 
@@ -31,6 +31,34 @@ _JSON_KINDS = {
     bool: "true or false", str: "text", list: "a list", dict: "an object", type(None): "null",
     int: "an integer", float: "a number",
 }  # fmt: skip
+
+
+_JSON = ((b"content-type", b"application/json"),)
+
+
+class V2JSON:
+    """The protocol's JSON as a codec.
+
+    Parameters
+    ----------
+    bytes_max : a longer body is refused; its numbers would take some thirty times its size
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+
+    def decode(self, body: bytes) -> Call:
+        """The body as a call; TooLargeError, BadRequestError or TensorError when it is none."""
+        if len(body) > self._bytes_max:
+            raise TooLargeError(
+                f"the JSON is longer than {self._bytes_max} bytes (limits.json_bytes_max)"
+            )
+        return decode(body)
+
+    def encode(self, call: Call, served: Served, outputs: Sequence[Array]) -> Answer:
+        """The answer, with the outputs that the call asked for."""
+        chosen = choose(call, served.signature, served.model)
+        return Answer(encode(served.json_head, call, served.signature, outputs, chosen), _JSON)
 
 
 def decode(body: bytes) -> Call:
@@ -63,7 +91,7 @@ def encode(
     call: Call,
     signature: Signature,
     arrays: Sequence[Array],
-    chosen: Sequence[int] | None,
+    chosen: Sequence[int],
 ) -> bytes:
     """An answer as JSON: data flat, in row-major order.
 
@@ -73,13 +101,13 @@ def encode(
     ----------
     head : `{"model_name":"m","model_version":"1"`, made once per version by `answer_head`
     arrays : all outputs, in the model's order
-    chosen : positions of those wanted; None for all
+    chosen : positions of those wanted
     """
     parts = [head]
     if call.id is not None:
         parts += (b',"id":', orjson.dumps(call.id))
     before = b',"outputs":['
-    for k in range(len(arrays)) if chosen is None else chosen:
+    for k in chosen:
         array = arrays[k]
         parts += (
             before,
@@ -287,7 +315,9 @@ def _read_rest(request: dict[str, Any], call: Call) -> None:
     if outputs is not None:
         if type(outputs) is not list or len(outputs) > 1024:
             raise BadRequestError("'outputs' must be a list of up to 1024 objects with a 'name'")
-        call.outputs = tuple(_output_name(output, k) for k, output in enumerate(outputs))
+        call.outputs = tuple(
+            OutputWanted(_output_name(output, k)) for k, output in enumerate(outputs)
+        )
     parameters = request.get("parameters")
     if parameters is None:
         return
