@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from gateway.config import ServerConfig
-from gateway.endpoints.predict import ANSWER, is_prediction
+from gateway.endpoints.predict import DIRECT, is_prediction
 from gateway.errors import StartError
 from gateway.telemetry import event
 
@@ -59,8 +59,8 @@ def bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-class Answer:
-    """Writes one whole answer: the ASGI extension `driftgate.answer` of a request.
+class Exchange:
+    """One request and its answer in whole pieces: the ASGI extension `driftgate.direct`.
 
     uvicorn writes head and body apart, and uvloop hands each to the kernel at once: two system
     calls, and two wake-ups of the client, cost more than decoding, routing and running a small
@@ -72,7 +72,17 @@ class Answer:
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle: RequestResponseCycle | None = cycle
 
-    async def __call__(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    def read(self) -> bytes | None:
+        """The whole body, once; None while parts of it are missing."""
+        cycle = self._cycle
+        if cycle is None or cycle.more_body:
+            return None
+        cycle.flow.resume_reading()
+        cycle.message_event.clear()
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
+    async def write(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Answer, once; headers are lower case and hold no control characters."""
         # The cycle holds the scope and the scope holds this: let go, or only gc could free them.
         cycle, self._cycle = self._cycle, None
@@ -121,7 +131,8 @@ class Protocol(HttpToolsProtocol):
         """Begin a request; its handler may write the answer in one piece."""
         super().on_headers_complete()
         if is_prediction(self.scope["path"]):
-            self.scope["extensions"] = {ANSWER: {"write": Answer(self.cycle)}}
+            exchange = Exchange(self.cycle)
+            self.scope["extensions"] = {DIRECT: {"read": exchange.read, "write": exchange.write}}
 
 
 class Listener(uvicorn.Server):

@@ -9,8 +9,9 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, TypedDict
 
 from starlette.types import Receive, Scope, Send
 
@@ -29,9 +30,20 @@ from gateway.protocol.call import Codec
 from gateway.protocol.v2_json import V2JSON
 from gateway.telemetry import event
 
-ANSWER = "driftgate.answer"
-"""The ASGI extension of a listener that can write an answer in one piece."""
+DIRECT = "driftgate.direct"
+"""The ASGI extension of a listener that hands over whole bodies and writes whole answers."""
 
+
+class Direct(TypedDict):
+    """What the extension holds."""
+
+    read: Callable[[], bytes | None]
+    """The whole body, or None while parts are missing: then they are received."""
+    write: Callable[[int, list[tuple[bytes, bytes]], bytes], Awaitable[None]]
+    """Status, headers in lower case without control characters, body."""
+
+
+_NOTHING: dict[str, Any] = {}
 _PREFIX, _SUFFIX = "/v2/models/", "/infer"
 _LENGTH_MIN = len(_PREFIX + _SUFFIX)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -84,23 +96,33 @@ class Predict:
         request_id = headers.get(b"x-request-id")
         if request_id is None or not _REQUEST_ID.fullmatch(request_id):
             request_id = b"%s-%x" % (self._id_start, next(self._ids))
-        status = 200
+        direct: Direct | None = scope.get("extensions", _NOTHING).get(DIRECT)
+        status, head = 200, None
         try:
-            head, codec, body = await self._read(scope, headers, receive, plan)
+            if scope["method"] != "POST":
+                raise MethodError(scope["method"], ["POST"])  # noqa: TRY301  answered below
+            model, version, codec = plan(scope, headers)
+            body = direct["read"]() if direct is not None else None
+            if body is None:
+                body = await self._body(headers, receive)
+            elif len(body) > self._body_bytes_max:
+                raise self._too_large()  # noqa: TRY301  answered below
+            head = Head(model, version, _timeout_s(headers), partial(_gone, receive))
             answer = await infer(self._plane, codec, head, body, start)
             content, extra = answer.body, answer.headers
         except ClientGoneError:
             return
         except GatewayError as error:
+            if head is None:
+                self._plane.rejected(error)
             status, content, extra = error.status, error_body(error), _error_lines(error)
         except Exception:  # noqa: BLE001  no trace may reach a client
             event("request_failed", logging.ERROR, path=scope["path"], exc=True)
             failure = GatewayError("internal error; the server's log says more")
             status, content, extra = 500, error_body(failure), _error_lines(failure)
         lines = [*extra, (b"content-length", b"%d" % len(content)), (b"x-request-id", request_id)]
-        whole = scope.get("extensions", {}).get(ANSWER)
-        if whole is not None:
-            await whole["write"](status, lines, content)
+        if direct is not None:
+            await direct["write"](status, lines, content)
             return
         await send({"type": "http.response.start", "status": status, "headers": lines})
         await send({"type": "http.response.body", "body": content})
@@ -113,28 +135,6 @@ class Predict:
         if len(headers) > 1:
             _refuse_codings(headers)
         return model, version if path.count("/") > 4 else None, self._json
-
-    async def _read(
-        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, plan: Plan
-    ) -> tuple[Head, Codec, bytes]:
-        """Everything before the prediction itself; what goes wrong here is counted as rejected."""
-
-        async def gone() -> None:
-            message: Any = {"type": ""}
-            while message["type"] != "http.disconnect":
-                message = await receive()
-
-        try:
-            if scope["method"] != "POST":
-                raise MethodError(scope["method"], ["POST"])
-            model, version, codec = plan(scope, headers)
-            head = Head(model, version, _timeout_s(headers), gone)
-            return head, codec, await self._body(headers, receive)
-        except ClientGoneError:
-            raise
-        except GatewayError as error:
-            self._plane.rejected(error)
-            raise
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body.
@@ -169,6 +169,12 @@ class Predict:
         return TooLargeError(
             f"the body is longer than {self._body_bytes_max} bytes (limits.body_bytes_max)"
         )
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the client has hung up."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _error_lines(error: GatewayError) -> tuple[tuple[bytes, bytes], ...]:
