@@ -254,8 +254,9 @@ def test_every_request_is_answered_within_its_deadline(server: Server) -> None:
     )
     late = counted(server, "slow", "driftgate_shed_total", reason="deadline_exceeded") - shed
     assert late == codes[504]
-    # The one that was running when its time was over has run; the others must not.
-    assert counted(server, "slow", "driftgate_batch_rows_sum") - ran <= codes[200] + 1
+    # Whose time was over while it ran has run: the last one, and perhaps one that came some
+    # milliseconds later and began in them. The others must not.
+    assert counted(server, "slow", "driftgate_batch_rows_sum") - ran <= codes[200] + 2
 
 
 @pytest.mark.parametrize("how", ["header", "parameter"])
