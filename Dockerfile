@@ -18,13 +18,12 @@ ENV PATH=/opt/driftgate/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     ORT_DISABLE_TELEMETRY=1 \
     DRIFTGATE_REGISTRY=/models \
-    DRIFTGATE_STATE_DIR=/state \
-    DRIFTGATE_PORT=8000
+    DRIFTGATE_STATE_DIR=/state
 USER 10001:10001
 VOLUME /state
 EXPOSE 8000
 # By Python, since the image has no curl; not by urllib, which would ask a proxy of the environment.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
-    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['DRIFTGATE_PORT']), timeout=2); c.request('GET', '/v2/health/ready'); sys.exit(c.getresponse().status != 200)"]
+    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('DRIFTGATE_PORT', '8000')), timeout=2); c.request('GET', '/v2/health/ready'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["driftgate"]
 CMD ["serve"]

@@ -4,12 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Real clients want other versions of our libraries, and of each other's: an environment for each.
+CLIENTS := .venv-clients
+CLIENTS_INSTALLED := $(patsubst %,$(CLIENTS)/%/.installed,tritonclient kserve mlflow schemathesis)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format docs bench clean
+.PHONY: help install demo test test-clients check format docs bench stubs clean
 
 help:  ## list the recipes
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -25,6 +28,27 @@ demo: $(INSTALLED)  ## replay a year of real flights and watch the drift (ARGS=-
 
 test: $(INSTALLED)  ## all tests that need pip only (ARGS=tests/monitors for a part)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-clients: $(INSTALLED) $(CLIENTS_INSTALLED) perf-analyzer  ## real clients of other servers (ARGS=kserve for one)
+	$(BIN)/python -m tests.clients $(ARGS)
+
+$(CLIENTS)/%/.installed: tests/clients/requirements-%.txt
+	@mkdir -p $(CLIENTS) && echo '*' > $(CLIENTS)/.gitignore
+	$(PYTHON) -m venv --clear $(CLIENTS)/$*
+	$(CLIENTS)/$*/bin/python -m pip install --quiet --no-deps --requirement $<
+	@touch $@
+
+# A program that runs on few machines: where it cannot be had, its part of test-clients is skipped.
+.PHONY: perf-analyzer
+perf-analyzer:
+	@$(MAKE) --silent $(CLIENTS)/perf_analyzer/.installed || echo "perf_analyzer cannot be installed here"
+
+$(CLIENTS)/perf_analyzer/.installed: tests/clients/requirements-perf_analyzer.txt
+	@mkdir -p $(CLIENTS) && echo '*' > $(CLIENTS)/.gitignore
+	$(PYTHON) -m venv --clear $(CLIENTS)/perf_analyzer
+	$(CLIENTS)/perf_analyzer/bin/python -m pip install --quiet --no-deps --requirement $<
+	cd $(CLIENTS)/perf_analyzer && apt-get -o APT::Sandbox::User=root download -qq libb64-0d && dpkg -x libb64-0d_*.deb debian
+	@touch $@
 
 check: $(INSTALLED)  ## format, lint, types, import contract
 	$(BIN)/ruff format --check .
@@ -42,5 +66,15 @@ docs: $(INSTALLED)  ## run every command and code block of README and docs
 bench: $(INSTALLED)  ## answer the benchmarks' questions (NAME=psi for one)
 	$(BIN)/python -m bench $(NAME)
 
+# grpcio-tools wants a protobuf of its own choice, so it has an environment of its own.
+STUBS := gateway/protocol/stubs
+
+.venv-stubs/bin/python:
+	$(PYTHON) -m venv .venv-stubs && echo '*' > .venv-stubs/.gitignore
+	.venv-stubs/bin/python -m pip install --quiet grpcio-tools==1.85.1
+
+stubs: .venv-stubs/bin/python  ## generate the protobuf messages from inference.proto
+	.venv-stubs/bin/python -m grpc_tools.protoc -I $(STUBS) --python_out=$(STUBS) --pyi_out=$(STUBS) inference.proto
+
 clean:  ## remove what the recipes made
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist
+	rm -rf $(VENV) .venv-stubs $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist

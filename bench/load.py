@@ -18,7 +18,7 @@ import sys
 import time
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -312,6 +312,7 @@ def run(
     seconds: float = 3.0,
     requests_max: int = 1_000_000,
     rate: float | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Report:
     """Send load from this process and report; `rate` requests a second makes it open loop.
 
@@ -321,7 +322,7 @@ def run(
 
     if not _is_loopback(host):
         raise NotLoopbackError(host)
-    built = [_request(host, port, path, body) for body in bodies]
+    built = [_request(host, port, path, body, headers or {}) for body in bodies]
     load: _Run
     if rate is None:
         load = _Run((host, port), built, seconds=seconds, n_max=requests_max)
@@ -369,12 +370,15 @@ def run_apart(
     seconds: float = 3.0,
     requests_max: int = 1_000_000,
     rate: float | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Report:
     """Do the same in a process of its own, as measurements should."""
     command = [sys.executable, "-m", "bench.load", "--port", str(port), "--path", path]
     command += ["--connections", str(connections), "--seconds", str(seconds)]
     command += ["--requests", str(requests_max)]
     command += [] if rate is None else ["--rate", str(rate)]
+    command += [f"--header={name}:{value}" for name, value in (headers or {}).items()]
+    command += ["--one-body"] if len(bodies) == 1 else []
     result = subprocess.run(
         command,
         input=b"\n".join(bodies),
@@ -401,11 +405,13 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _request(host: str, port: int, path: str, body: bytes) -> bytes:
+def _request(host: str, port: int, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
     name = f"[{host}]" if ":" in host else host
+    lines = {"content-type": "application/json", **headers, "content-length": str(len(body))}
     return (
-        f"POST {path} HTTP/1.1\r\nhost: {name}:{port}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: {name}:{port}\r\n"
+        + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        + "\r\n"
     ).encode() + body
 
 
@@ -419,10 +425,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--requests", type=int, default=1_000_000, help="at most so many")
     parser.add_argument("--rate", type=float, help="open loop: requests a second")
+    parser.add_argument("--header", action="append", default=[], help="NAME:VALUE")
+    parser.add_argument("--one-body", action="store_true", help="lines are not bodies of their own")
     options = parser.parse_args()
     if not _is_loopback(options.host):
         parser.error(str(NotLoopbackError(options.host)))
-    bodies = sys.stdin.buffer.read().splitlines()
+    given = sys.stdin.buffer.read()
+    bodies = [given] if options.one_body and given else given.splitlines()
     if not bodies:
         parser.error("standard input holds no body")
     try:
@@ -435,6 +444,7 @@ def main() -> None:
             seconds=options.seconds,
             requests_max=options.requests,
             rate=options.rate,
+            headers=dict(header.split(":", 1) for header in options.header),
         )
     except OSError as error:
         parser.exit(1, f"{options.host}:{options.port}: {error}\n")

@@ -150,7 +150,7 @@ def driftgate(
     port = free_port()
     return stack.enter_context(
         serve(
-            [str(command), "serve", str(registry), "--port", str(port)],
+            [str(command), "serve", str(registry), "--port", str(port), "--grpc-port", "0"],
             port=port,
             ready_path=READY,
             environment=environment,

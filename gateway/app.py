@@ -5,6 +5,7 @@ import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -12,9 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import __version__
 from gateway.config import ServerConfig
-from gateway.endpoints import about, admin, monitor
+from gateway.endpoints import about, admin, contracts, monitor, openapi, pages, repository
 from gateway.endpoints.predict import Predict, is_prediction
 from gateway.endpoints.route import Endpoint, no_such_path, routes
+from gateway.endpoints.stream import Stream, is_stream
 from gateway.observer import Observer
 from gateway.prediction import DataPlane
 from gateway.sync import Sync
@@ -28,6 +30,9 @@ from gateway.telemetry import (
     event,
 )
 
+if TYPE_CHECKING:
+    from gateway.grpc.carrier import Carrier
+
 _GC_OBJECTS = 50_000
 
 Ready = Callable[[DataPlane], None]
@@ -36,8 +41,18 @@ Ready = Callable[[DataPlane], None]
 class App:
     """The ASGI application of one worker."""
 
-    def __init__(self, config: ServerConfig, on_ready: Ready | None = None) -> None:
-        """Build everything; nothing is opened before the server's lifespan starts."""
+    def __init__(
+        self,
+        config: ServerConfig,
+        on_ready: Ready | None = None,
+        grpc_host: str | None = None,
+    ) -> None:
+        """Build everything; nothing is opened before the server's lifespan starts.
+
+        Parameters
+        ----------
+        grpc_host : the address to carry the same calls over gRPC at; None: over HTTP only
+        """
         self.config = config
         self.telemetry = Telemetry()
         tap = Tap(config.monitor.tap_rows_max, config.monitor.tap_bytes_max)
@@ -45,12 +60,22 @@ class App:
         self.observer = Observer(tap)
         self.sync = Sync(config, self.plane, self.observer)
         self._on_ready = on_ready
+        self.carrier: Carrier | None = None
+        if grpc_host is not None:
+            from gateway.grpc import carrier  # noqa: PLC0415  grpcio takes its time to load
+
+            self.carrier = carrier.Carrier(self.plane, grpc_host)
+        self._predict = Predict(self.plane)
+        self._stream = Stream(self.plane)
         self.endpoints: list[Endpoint] = [
             *about.endpoints(self.plane),
+            *repository.endpoints(self.plane),
             *monitor.endpoints(self.plane, self.observer, self.telemetry),
             *admin.endpoints(self.plane, self.observer),
+            *contracts.endpoints(self.plane, self._predict),
+            *openapi.endpoints(self.plane, self.declared),
+            *pages.endpoints(self.plane, self.declared),
         ]
-        self._predict = Predict(self.plane)
         self._rest = Starlette(
             routes=routes(self.endpoints),
             lifespan=self._lifespan,
@@ -64,15 +89,25 @@ class App:
         """Predictions first, before any routing; everything else to starlette."""
         if scope["type"] == "http" and is_prediction(scope["path"]):
             return self._predict(scope, receive, send)
+        if scope["type"] == "http" and is_stream(scope["path"]):
+            return self._stream(scope, receive, send)
         return self._rest(scope, receive, send)
+
+    def declared(self) -> list[Endpoint]:
+        """Every path that is answered, also those that starlette does not see."""
+        return [*openapi.predictions(), *self.endpoints]
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        if self.carrier is not None:
+            await self.carrier.start()
         self.observer.start()
         loading = asyncio.create_task(self._load())
         try:
             yield
         finally:
+            if self.carrier is not None:
+                await self.carrier.stop()
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
             await self.sync.close()

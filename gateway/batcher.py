@@ -66,7 +66,9 @@ _Part = tuple[_Waiting, int, int]
 class BatchMeters:
     """What a batcher counts."""
 
-    __slots__ = ("gone", "late", "queue_s", "refused", "rows", "run_s")
+    __slots__ = (
+        "gone", "late", "queue_s", "ran_at", "refused", "rows", "run_s", "shared_n", "shared_s",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -84,6 +86,12 @@ class BatchMeters:
         self.refused = refused
         self.late = late
         self.gone = gone
+        self.ran_at = 0.0
+        """When the newest batch started, by `time.monotonic`; 0: none has."""
+        self.shared_n = 0
+        """Requests, beyond one a run, that had their run together with others."""
+        self.shared_s = 0.0
+        """Seconds of those runs, for each of these requests."""
 
 
 class Batcher:
@@ -205,6 +213,7 @@ class Batcher:
         if not batch:
             return
         inputs = self._stacked(batch)
+        self._meters.ran_at = now
         if self.is_inline:
             self._run_inline(batch, inputs)
             if self._queue:
@@ -321,6 +330,9 @@ class Batcher:
         rows = sum(stop - start for _, start, stop in batch)
         self._meters.run_s.observe(run_s)
         self._meters.rows.observe(rows)
+        if len(batch) > 1:
+            self._meters.shared_n += len(batch) - 1
+            self._meters.shared_s += run_s * (len(batch) - 1)
         self._row_s += 0.1 * (run_s / max(rows, 1) - self._row_s)
         for (waiting, _, stop), outcome in zip(batch, outcomes, strict=True):
             future = waiting.future

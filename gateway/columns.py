@@ -4,7 +4,10 @@ A tensor of one element a row is the channel `input:NAME` (or `output:NAME`); a 
 `input:NAME[0]`, `input:NAME[1]`, ...
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import orjson
 
 from monitors import Profile
 from registry.signature import Signature, TensorSpec
@@ -90,3 +93,26 @@ def fit(
         and column.channel not in profile.channels
     ]
     return fitting, problems
+
+
+NAMES = "columns"
+"""Where a profile's lineage keeps the names of a matrix's columns."""
+
+
+def named(signature: Signature, reference: Path) -> Signature:
+    """The signature, its one matrix with the column names of a reference file, if that has some.
+
+    What is wrong with the file is said where it is read as a profile.
+    """
+    specs = signature.inputs
+    if len(specs) != 1 or len(specs[0].shape) != 2:
+        return signature
+    try:
+        found = orjson.loads(reference.read_bytes())["lineage"][NAMES]
+    except (OSError, ValueError, KeyError, TypeError):
+        return signature
+    if type(found) is not list or any(type(name) is not str for name in found):
+        return signature
+    if len(set(found)) < len(found) or specs[0].shape[1] not in (-1, len(found)):
+        return signature
+    return replace(signature, inputs=(replace(specs[0], columns=tuple(found)),))

@@ -6,6 +6,7 @@ Flag over environment (`DRIFTGATE_BATCH_ROWS_MAX`) over file (`batch: {rows_max:
 import dataclasses
 import ipaddress
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,20 @@ import msgspec
 import yaml
 
 from gateway.errors import ConfigError, nearest
+from registry import names
 
 ADOPT_ROWS_MIN = 100
 """Fewer rows make a reference that can see next to nothing."""
 ADOPT_ROWS_MAX = 1_000_000
+
+PLATFORM_VARIABLES = {
+    "port": ("SAGEMAKER_BIND_TO_PORT", "AIP_HTTP_PORT"),
+    "predict_path": ("AIP_PREDICT_ROUTE",),
+    "health_path": ("AIP_HEALTH_ROUTE",),
+}
+"""What SageMaker and Vertex AI tell a container: over the default, under everything else."""
+
+_PATH = re.compile(r"/[A-Za-z0-9._~:@!$&'()*+,;=/-]{0,1023}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,17 +57,27 @@ class LimitsConfig:
     json_bytes_max: int = 12 * 1024 * 1024
     """Bytes in one JSON body, which takes some thirty times its size in memory; more is answered
     413."""
+    unpacked_ratio_max: int = 100
+    """How many times its packed size a compressed body of more than 1 MiB may be; more is answered
+    413."""
     queue_rows_max: int = 8192
     """Rows that may wait for one version; more are answered 429. No request may have more."""
     timeout_s: float = 30.0
     """Longest time to an answer, unless the request asks for less; then 504."""
+    grpc_message_bytes_max: int = 64 * 1024 * 1024
+    """Bytes in one gRPC message, unpacked; more is answered RESOURCE_EXHAUSTED."""
+    grpc_calls_max: int = 1000
+    """gRPC calls and open streams at a time; more are answered RESOURCE_EXHAUSTED."""
 
     def __post_init__(self) -> None:
         _refuse(
             _at_least("limits.body_bytes_max", self.body_bytes_max, 1),
             _at_least("limits.json_bytes_max", self.json_bytes_max, 1),
+            _at_least("limits.unpacked_ratio_max", self.unpacked_ratio_max, 1),
             _at_least("limits.queue_rows_max", self.queue_rows_max, 1),
             _within("limits.timeout_s", self.timeout_s, 0.001, 3600),
+            _within("limits.grpc_message_bytes_max", self.grpc_message_bytes_max, 1, 2**31 - 1),
+            _within("limits.grpc_calls_max", self.grpc_calls_max, 1, 1_000_000),
         )
 
 
@@ -133,8 +154,23 @@ class ServerConfig:
     """Address to listen on. Beyond loopback: see `insecure`."""
     port: int = 8000
     """HTTP port; 0 takes a free one."""
+    grpc_port: int = 8001
+    """gRPC port; 0 takes a free one."""
+    no_grpc: bool = False
+    """Do not listen for gRPC."""
+    tls_cert: str = ""
+    """PEM file of the certificate, and what it is signed by: HTTP and gRPC speak TLS only."""
+    tls_key: str = ""
+    """PEM file of its private key."""
     insecure: bool = False
     """Serve beyond loopback although nobody has to show a key. Admin paths stay closed there."""
+    model: str = ""
+    """The model that is asked by paths without a model's name, such as /invocations; empty: the
+    only one there is."""
+    predict_path: str = ""
+    """One more path for what /invocations answers."""
+    health_path: str = ""
+    """One more path for what /ping answers."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
@@ -145,6 +181,20 @@ class ServerConfig:
         is_open = not self.is_local and not self.insecure
         _refuse(
             _within("port", self.port, 0, 65_535),
+            _within("grpc_port", self.grpc_port, 0, 65_535),
+            f"tls_cert = {self.tls_cert!r}, tls_key = {self.tls_key!r}: give both, or neither"
+            if bool(self.tls_cert) != bool(self.tls_key)
+            else None,
+            *(
+                f"{key} = {file!r}: no such file"
+                for key, file in (("tls_cert", self.tls_cert), ("tls_key", self.tls_key))
+                if file and not Path(file).is_file()
+            ),
+            f"model = {self.model!r}: cannot be the name of a model"
+            if self.model and not names.is_model(self.model)
+            else None,
+            _path("predict_path", self.predict_path),
+            _path("health_path", self.health_path),
             f"host = {self.host!r}: reachable beyond this machine, and nobody has to show a"
             " key; serve on 127.0.0.1, or say --insecure to open predictions and monitors"
             if is_open
@@ -252,6 +302,10 @@ def _given(
     for setting in known.values():
         if (text := environ.get(setting.variable)) is not None:
             given[setting.key] = (text, setting.variable)
+    for key, variables in PLATFORM_VARIABLES.items():
+        named = [name for name in variables if environ.get(name)]
+        if named and key not in given:
+            given[key] = (environ[named[0]], named[0])
     given |= {key: (value, "flag") for key, value in flags.items() if value is not None}
     return given
 
@@ -323,6 +377,12 @@ def _at_least(key: str, value: float, low: float) -> str | None:
 def _within(key: str, value: float, low: float, high: float) -> str | None:
     # NaN is within nothing.
     return None if low <= value <= high else f"{key} = {value}: must be from {low} to {high}"
+
+
+def _path(key: str, path: str) -> str | None:
+    if not path or _PATH.fullmatch(path):
+        return None
+    return f"{key} = {path!r}: must be a path of an URL that starts with /, without a query"
 
 
 def _one_of(key: str, value: str, choices: tuple[str, ...]) -> str | None:

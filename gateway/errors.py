@@ -1,4 +1,4 @@
-"""Every way a request or a start can fail, with its HTTP status and a stable code.
+"""Every way a request or a start can fail, with its HTTP and gRPC status and a stable code.
 
     GatewayError
     |- BadRequestError          400  the request itself is wrong
@@ -6,8 +6,11 @@
     |  `- InputRefusedError     400  it fits the signature, and the model still refuses its values
     |- NotFoundError            404  no such model, version or path
     |- MethodError              405  the path exists, the verb does not
+    |- IdleError                408  a stream on which nothing moves
     |- TooLargeError            413  more bytes or rows than one request may have
     |- EncodingError            415  a content coding that is not spoken here
+    |- MediaTypeError           415  a type of body that the path does not read
+    |- UnsupportedError         501  part of a protocol that is not there
     |- ClientGoneError          499  nobody is left to answer (never sent)
     |- ModelFailedError         500  the model failed on input that fits its signature
     |- NotReadyError            503  nothing can answer yet, or any more
@@ -31,6 +34,7 @@ class GatewayError(Exception):
 
     code = "internal"
     status = 500
+    grpc_status = "INTERNAL"
     retry_after_s: int | None = None
 
 
@@ -39,6 +43,7 @@ class BadRequestError(GatewayError):
 
     code = "bad_request"
     status = 400
+    grpc_status = "INVALID_ARGUMENT"
 
 
 class TensorError(BadRequestError):
@@ -58,6 +63,7 @@ class ForbiddenError(GatewayError):
 
     code = "forbidden"
     status = 403
+    grpc_status = "PERMISSION_DENIED"
 
 
 class NotFoundError(GatewayError):
@@ -65,6 +71,7 @@ class NotFoundError(GatewayError):
 
     code = "not_found"
     status = 404
+    grpc_status = "NOT_FOUND"
 
 
 class ModelNotFoundError(NotFoundError):
@@ -74,6 +81,19 @@ class ModelNotFoundError(NotFoundError):
 
     def __init__(self, model: str, known: Sequence[str]) -> None:
         super().__init__(f"no model {shown(model)} here{_suggestion(model, known)}")
+
+
+class ModelNotNamedError(NotFoundError):
+    """The path names no model, and nothing else says which one is meant."""
+
+    code = "model_not_named"
+
+    def __init__(self, known: Sequence[str]) -> None:
+        more = f" and {len(known) - 20} more" if len(known) > 20 else ""
+        super().__init__(
+            "which model? Send its name in the header x-driftgate-model, or serve with the setting"
+            f" 'model'; there are: {', '.join(sorted(known)[:20])}{more}"
+        )
 
 
 class VersionNotFoundError(NotFoundError):
@@ -91,10 +111,22 @@ class MethodError(GatewayError):
 
     code = "method_not_allowed"
     status = 405
+    grpc_status = "UNIMPLEMENTED"
 
     def __init__(self, method: str, allowed: Sequence[str]) -> None:
         self.allowed = tuple(allowed)
         super().__init__(f"{method} is not allowed here; use {' or '.join(allowed)}")
+
+
+class IdleError(GatewayError):
+    """Nothing came on a stream for too long: it is ended, its connection is of use to others."""
+
+    code = "idle"
+    status = 408
+    grpc_status = "DEADLINE_EXCEEDED"
+
+    def __init__(self, silence_s_max: float) -> None:
+        super().__init__(f"the stream was silent for {silence_s_max:g} s (limits.timeout_s)")
 
 
 class TooLargeError(GatewayError):
@@ -102,6 +134,7 @@ class TooLargeError(GatewayError):
 
     code = "too_large"
     status = 413
+    grpc_status = "RESOURCE_EXHAUSTED"
 
 
 class EncodingError(GatewayError):
@@ -109,6 +142,23 @@ class EncodingError(GatewayError):
 
     code = "unsupported_encoding"
     status = 415
+    grpc_status = "UNIMPLEMENTED"
+
+
+class MediaTypeError(GatewayError):
+    """A body of a type that this path does not read."""
+
+    code = "unsupported_media_type"
+    status = 415
+    grpc_status = "UNIMPLEMENTED"
+
+
+class UnsupportedError(GatewayError):
+    """Part of a protocol that is not there, and is not meant to be."""
+
+    code = "unsupported"
+    status = 501
+    grpc_status = "UNIMPLEMENTED"
 
 
 class QueueFullError(GatewayError):
@@ -116,6 +166,7 @@ class QueueFullError(GatewayError):
 
     code = "queue_full"
     status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
 
     def __init__(self, model: str, version: int, rows_max: int, retry_after_s: int) -> None:
         self.retry_after_s = retry_after_s
@@ -130,6 +181,7 @@ class ClientGoneError(GatewayError):
 
     code = "client_gone"
     status = 499
+    grpc_status = "CANCELLED"
 
 
 class ModelFailedError(GatewayError):
@@ -143,6 +195,7 @@ class NotReadyError(GatewayError):
 
     code = "not_ready"
     status = 503
+    grpc_status = "UNAVAILABLE"
 
 
 class VersionRefusedError(NotReadyError):
@@ -156,6 +209,7 @@ class DeadlineError(GatewayError):
 
     code = "deadline_exceeded"
     status = 504
+    grpc_status = "DEADLINE_EXCEEDED"
 
     def __init__(self, model: str, timeout_s: float) -> None:
         super().__init__(f"model {model!r}: no answer within {timeout_s:g} s")
@@ -184,10 +238,14 @@ ALL = (
     ForbiddenError,
     NotFoundError,
     ModelNotFoundError,
+    ModelNotNamedError,
     VersionNotFoundError,
     MethodError,
+    IdleError,
     TooLargeError,
     EncodingError,
+    MediaTypeError,
+    UnsupportedError,
     QueueFullError,
     ClientGoneError,
     GatewayError,

@@ -22,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from gateway.config import ServerConfig
 from gateway.endpoints.predict import DIRECT, is_prediction
+from gateway.endpoints.stream import ABORT, is_stream
 from gateway.errors import StartError
 from gateway.telemetry import event
 
@@ -32,7 +33,7 @@ _HALF_REQUEST_S = 1.0
 _JOINED_BYTES_MAX = 65_536
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, flag: str = "--port") -> socket.socket:
     """A listening socket.
 
     Raises
@@ -53,7 +54,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         why = {
-            errno.EADDRINUSE: "in use by another program; choose one with --port",
+            errno.EADDRINUSE: f"in use by another program; choose one with {flag}",
             errno.EACCES: "not allowed; ports below 1024 need a privilege",
             errno.EADDRNOTAVAIL: "its host is no address of this machine",
         }.get(error.errno or 0, os.strerror(error.errno or 0))
@@ -143,6 +144,8 @@ class Protocol(HttpToolsProtocol):
             super().on_headers_complete()
             if is_prediction(self.scope["path"]):
                 self.scope["extensions"] = _direct(self.cycle)
+            elif is_stream(self.scope["path"]):
+                self.scope["extensions"] = {ABORT: {"now": self.transport.abort}}
             return
         scope, parser = self.scope, self.parser
         http_version = parser.get_http_version()
@@ -240,6 +243,8 @@ class Listener(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                ssl_certfile=config.tls_cert or None,
+                ssl_keyfile=config.tls_key or None,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_GRACE_S,
                 backlog=_BACKLOG,

@@ -6,6 +6,7 @@ of observations, after everything that was offered before they asked.
 
 import asyncio
 import logging
+import math
 import os
 import threading
 import time
@@ -32,7 +33,7 @@ from gateway.telemetry import (
     Sample,
     event,
 )
-from gateway.tensors import Array
+from gateway.tensors import BFLOAT16, Array, widened
 from monitors import Monitor, MonitorError, Profile
 from monitors.counts import share
 from registry.signature import Signature
@@ -289,9 +290,12 @@ def _rows_of(observations: list[Observation], is_output: bool, k: int) -> Array:
         for observation in observations
     ]
     array = np.concatenate([part if part.ndim else part.reshape(1) for part in arrays])
+    if array.dtype == BFLOAT16:
+        array = widened(array)
     if array.ndim == 1:
         return array.reshape(1, -1)
-    return np.ascontiguousarray(array.reshape(array.shape[0], -1).T)
+    # Not -1: numpy cannot tell the width of a batch without rows.
+    return np.ascontiguousarray(array.reshape(array.shape[0], math.prod(array.shape[1:])).T)
 
 
 def _keep(profile: Profile, directory: Path) -> bool:

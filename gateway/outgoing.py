@@ -1,4 +1,4 @@
-"""The only import of httpx: calls to a running driftgate server."""
+"""Calls of commands to a running driftgate server. Only this file and the client import httpx."""
 
 import json
 from types import TracebackType

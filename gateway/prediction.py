@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gateway.config import ServerConfig
 from gateway.errors import ClientGoneError, DeadlineError, GatewayError, NotReadyError
-from gateway.protocol.call import Answer, Call, Codec, choose, n_rows
+from gateway.protocol.call import Answer, Call, Codec, choose, classified, n_rows, refuse_texts
 from gateway.router import Meters, Table, Variant
 from gateway.tap import Observation, Tap
 from gateway.telemetry import REJECTED, Telemetry
@@ -29,7 +29,8 @@ class Head:
     """None where only the message itself names it (gRPC)."""
     version: str | None
     timeout_s: float | None
-    gone: Gone
+    gone: Gone | None
+    """None where the carrier cancels the task of a call that nobody waits for."""
 
 
 class DataPlane:
@@ -43,6 +44,10 @@ class DataPlane:
         self.is_ready = False
         self.open_version: Callable[[str, int], Awaitable[Variant]] | None = None
         """Opens a version that is in the registry but not in the table."""
+        self.load_model: Callable[[str, int | None], Awaitable[Variant]] | None = None
+        """Opens a version that is in the registry, also after its model was unloaded."""
+        self.unload_model: Callable[[str], Awaitable[None]] | None = None
+        """Closes all versions of a model."""
         self.timeout_s = config.limits.timeout_s
         self.sample = config.monitor.sample / 100
         self._large = asyncio.Semaphore(1)
@@ -51,6 +56,11 @@ class DataPlane:
     def rejected(self, error: GatewayError) -> None:
         """Count a request that was refused before a version was picked."""
         self.telemetry.counter(REJECTED, error.code).add()
+
+    def meters_of(self, variant: Variant) -> list[Meters]:
+        """Counts of all kinds of traffic that a variant has met."""
+        pinned = self._pinned.get((variant.model, variant.version))
+        return [variant.meters] if pinned is None else [variant.meters, pinned]
 
     def pinned(self, variant: Variant) -> Meters:
         """Counts of calls by number; the series exist from the first such call on."""
@@ -97,6 +107,7 @@ async def infer(plane: DataPlane, codec: Codec, head: Head, body: bytes, start: 
         inputs = call.bind(signature, model)
         if call.outputs:
             choose(call, signature, model)  # Before anything runs for a name that is wrong.
+            refuse_texts(call, signature)
         rows = n_rows(inputs, signature, model) if signature.has_row_axis else _size(inputs)
         timeout_s = plane.timeout_s
         for asked_s in (call.timeout_s, head.timeout_s):
@@ -104,14 +115,18 @@ async def infer(plane: DataPlane, codec: Codec, head: Head, body: bytes, start: 
                 timeout_s = asked_s
         queue = variant.queue
         future = queue.submit(inputs, rows, timeout_s)
-        outputs = await (_unless_gone(future, head.gone) if queue.is_busy else future)
+        outputs = await (_unless_gone(future, head.gone) if head.gone and queue.is_busy else future)
         if plane.sample >= 1 or random.random() < plane.sample:  # noqa: S311  a sample, no secret
             size = variant.row_bytes * rows or n_bytes(inputs) + n_bytes(outputs)
             observation = Observation(model, served.version, inputs, outputs, rows, size)
             plane.tap.offer(observation, variant.tap_dropped)  # Never waits: drops when full.
-        answer = codec.encode(call, served, outputs)
+        given = classified(call, signature, outputs) if call.outputs else outputs
+        answer = codec.encode(call, served, given)
+    except asyncio.CancelledError:
+        meters.fail(ClientGoneError.code, time.perf_counter() - start)
+        raise
     except GatewayError as error:
-        meters.failed(error.code).add()
+        meters.fail(error.code, time.perf_counter() - start)
         raise
     meters.ok.add()
     meters.seconds.observe(time.perf_counter() - start)

@@ -13,11 +13,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from gateway.columns import Column, columns_of
+from gateway.columns import NAMES, Column, columns_of
 from gateway.config import RuntimeConfig
 from gateway.errors import BadRequestError, shown
 from gateway.runtime import Session
-from gateway.tensors import DTYPES, Array
+from gateway.tensors import DTYPES, Array, narrowed
 from monitors import MonitorError, Profile
 from registry.signature import Signature, TensorSpec
 
@@ -98,6 +98,9 @@ def fit_to_model(
         progress(min(1.0, (start + _RUN_ROWS) / n))
     outputs = [np.concatenate(tensors) for tensors in zip(*parts, strict=True)]
     values = {channel.channel: _column(channel, inputs, outputs) for channel in channels}
+    if len(inputs) == 1 and list(columns) != [signature.inputs[0].name]:
+        # So that a table with its columns in another order is put in order when it is served.
+        lineage = {**lineage, NAMES: list(columns)}
     return _fitted({name: column for name, column in values.items() if len(column) == n}, lineage)
 
 
@@ -145,7 +148,8 @@ def _cast(values: Array, spec: TensorSpec, name: str) -> Array:
         raise BadRequestError(
             f"column {name!r}: row {k + 1} is {shown(values[k])}; the model takes {spec.datatype}"
         )
-    dtype = DTYPES[spec.datatype]
+    is_half = spec.datatype == "BF16"
+    dtype = np.dtype(np.float32) if is_half else DTYPES[spec.datatype]
     if dtype.kind in "iub" and values.dtype.kind == "f" and not np.isfinite(values).all():
         raise BadRequestError(
             f"column {name!r} has missing values; {spec.datatype} cannot hold them"
@@ -161,7 +165,7 @@ def _cast(values: Array, spec: TensorSpec, name: str) -> Array:
             f"column {name!r}: row {changed[0] + 1} is {shown(values[changed[0]].item())};"
             f" {spec.datatype} cannot hold it"
         )
-    return cast
+    return narrowed(cast) if is_half else cast
 
 
 def _column(column: Column, inputs: Sequence[Array], outputs: Sequence[Array]) -> Array:

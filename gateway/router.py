@@ -32,10 +32,38 @@ class Queue(Protocol):
         """Queue rows; the future holds the outputs."""
 
 
+class Work(Protocol):
+    """What one version's session has done."""
+
+    @property
+    def queue_s(self) -> Histogram:
+        """Seconds from queued to started, by request."""
+
+    @property
+    def run_s(self) -> Histogram:
+        """Seconds of each run."""
+
+    @property
+    def rows(self) -> Histogram:
+        """Rows of each run."""
+
+    @property
+    def shared_n(self) -> int:
+        """Requests, beyond one a run, that had their run together with others."""
+
+    @property
+    def shared_s(self) -> float:
+        """Seconds of those runs, for each of these requests."""
+
+    @property
+    def ran_at(self) -> float:
+        """When the newest run started, by `time.monotonic`; 0: none has."""
+
+
 class Meters:
     """What one variant met in one kind of traffic."""
 
-    __slots__ = ("_labels", "_telemetry", "ok", "seconds")
+    __slots__ = ("_labels", "_telemetry", "failed_n", "failed_ns", "ok", "seconds")
 
     def __init__(
         self, telemetry: Telemetry, model: str, version: int, variant: str, traffic: str
@@ -43,11 +71,19 @@ class Meters:
         self._telemetry = telemetry
         self._labels = (model, str(version), variant, traffic)
         self.ok: Counter = self.failed("ok")
+        self.failed_n = telemetry.cell()
+        self.failed_ns = telemetry.cell()
         self.seconds: Histogram = telemetry.histogram(REQUEST_SECONDS, *self._labels)
 
     def failed(self, code: str) -> Counter:
         """Requests that ended with this code."""
         return self._telemetry.counter(REQUESTS, *self._labels, code)
+
+    def fail(self, code: str, seconds: float) -> None:
+        """Count one request that ended with an error after so many seconds."""
+        self.failed(code).add()
+        self.failed_n.add()
+        self.failed_ns.add(int(seconds * 1e9))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +100,9 @@ class Variant:
     """Counts of calls that named no version."""
     about: Mapping[str, Any]
     """What the warm-up found, for people."""
+    work: Work
+    can_batch: bool
+    """Rows of several requests may share a run."""
 
     @property
     def model(self) -> str:
@@ -94,14 +133,18 @@ class Model:
     """Those that could not be opened, with the reason."""
     champion: Variant | None = None
     """What answers when no version is named: the highest that could be opened."""
+    is_unloaded: bool = False
+    """Somebody has closed it; nothing opens until it is loaded again."""
 
     def pick(self, version: str | None) -> Variant | int:
         """What answers, or the number of a version that must be opened first.
 
         Raises
         ------
-        VersionNotFoundError, VersionRefusedError
+        VersionNotFoundError, VersionRefusedError, NotReadyError
         """
+        if self.is_unloaded:
+            raise NotReadyError(f"model {self.name!r} is unloaded")
         if version is None:
             if self.champion is None:
                 if not self.refused:

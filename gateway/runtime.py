@@ -4,6 +4,7 @@ What a model can do is found out by running it, not configured: whether rows of 
 share a run, whether that pays, and whether a run is shorter than a hop to another thread and back.
 """
 
+import ctypes
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ import onnxruntime
 
 from gateway.config import BatchConfig, RuntimeConfig
 from gateway.errors import InputRefusedError, ModelFailedError, VersionRefusedError
-from gateway.tensors import DTYPES, Array, stack
+from gateway.tensors import BFLOAT16, DTYPES, Array, narrowed, stack, widened
 from registry.signature import Signature, TensorSpec
 
 _DATATYPES = {
@@ -30,10 +31,13 @@ _DATATYPES = {
     "tensor(int32)": "INT32",
     "tensor(int64)": "INT64",
     "tensor(float16)": "FP16",
+    "tensor(bfloat16)": "BF16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
+_ONNX_BFLOAT16 = 16
+"""The number of the type in ONNX's own enumeration, TensorProto.DataType."""
 _TRIAL_S_MAX = 0.5
 """A trial batch that would take longer than this is not run."""
 _GAIN_MIN = 1.2
@@ -84,6 +88,14 @@ class Session:
         if not self.signature.inputs:
             raise VersionRefusedError("cannot be served: it takes no input")
         self._names = [spec.name for spec in self.signature.inputs]
+        kinds = [spec.datatype for spec in self.signature.inputs]
+        self._run = self._session.run
+        if "BF16" in kinds or any(spec.datatype == "BF16" for spec in self.signature.outputs):
+            if "BYTES" in kinds:
+                raise VersionRefusedError(
+                    "cannot be served: onnxruntime for Python takes BYTES or BF16, not both"
+                )
+            self._run = self._run_values
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """All outputs for the inputs, both in the model's order.
@@ -94,12 +106,19 @@ class Session:
         ModelFailedError : the model failed on them.
         """
         try:
-            outputs: list[Array] = self._session.run(
-                None, dict(zip(self._names, arrays, strict=True))
-            )
+            outputs: list[Array] = self._run(None, dict(zip(self._names, arrays, strict=True)))
         except Exception as error:  # noqa: BLE001  onnxruntime's errors share no base class
             raise _failure(error) from None
         return outputs
+
+    def _run_values(self, _: None, arrays: dict[str, Array]) -> list[Array]:
+        """Run on values of onnxruntime's own: numpy has no bfloat16, and `run` takes only numpy."""
+        given = {name: _value(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        values = self._session.run_with_ort_values(None, given)
+        return [
+            _bits(value) if spec.datatype == "BF16" else value.numpy()
+            for spec, value in zip(self.signature.outputs, values, strict=True)
+        ]
 
     def try_out(self, batch: BatchConfig, config: RuntimeConfig) -> Trial:
         """Warm the session and find out how it may be run. Takes about a second at most."""
@@ -183,6 +202,21 @@ class Session:
         return fastest
 
 
+def _value(array: Array) -> Any:
+    if array.dtype != BFLOAT16:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
+        array.view("<u2"), _ONNX_BFLOAT16
+    )
+
+
+def _bits(value: Any) -> Array:
+    """A BF16 value of onnxruntime as an array; a copy, since the value goes."""
+    size = value.tensor_size_in_bytes()
+    data = ctypes.string_at(value.data_ptr(), size) if size else b""
+    return np.frombuffer(data, BFLOAT16).reshape(value.shape())
+
+
 def _spec(node: Any, role: str) -> TensorSpec:
     kind = _DATATYPES.get(node.type)
     if kind is None:
@@ -209,12 +243,16 @@ def _made_up(spec: TensorSpec, size: int, *, is_zero: bool) -> Array:
     if is_zero:
         return np.zeros(shape, dtype)
     # Small whole numbers may be indices, so only 0 and 1 are tried there.
-    values = np.random.default_rng(n).normal(size=n) if dtype.kind == "f" else pattern % 2
+    values = np.random.default_rng(n).normal(size=n) if dtype.kind in "fV" else pattern % 2
+    if dtype == BFLOAT16:
+        return narrowed(values.astype(np.float32)).reshape(shape)
     return values.astype(dtype).reshape(shape)
 
 
 def _agree(a: Array, b: Array) -> bool:
     """Equal up to the rounding that another order of additions brings."""
+    if a.dtype == BFLOAT16:
+        return bool(np.allclose(widened(a), widened(b), rtol=0.05, atol=0.005, equal_nan=True))
     if a.dtype.kind == "f":
         tolerance = 1e-2 if a.dtype == np.float16 else 1e-4
         return bool(np.allclose(a, b, rtol=tolerance, atol=tolerance * 0.1, equal_nan=True))

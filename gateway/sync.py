@@ -11,8 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from gateway.batcher import Batcher, BatchMeters
+from gateway.columns import named
 from gateway.config import ServerConfig
-from gateway.errors import StartError, VersionRefusedError
+from gateway.errors import (
+    ModelNotFoundError,
+    NotReadyError,
+    StartError,
+    VersionNotFoundError,
+    VersionRefusedError,
+)
 from gateway.observer import Observer, Watch, WatchMeters, adopted
 from gateway.prediction import DataPlane
 from gateway.protocol import v2_json
@@ -49,9 +56,14 @@ class Sync:
         self._files: dict[tuple[str, int], VersionFiles] = {}
         self._batchers: dict[tuple[str, int], Batcher] = {}
         self._adopted: dict[tuple[str, int], Profile] = {}
+        # Counts outlive a version that is closed and opened again: they never go backwards.
+        self._work: dict[tuple[str, int], BatchMeters] = {}
+        self._meters: dict[tuple[str, int], Meters] = {}
         self._opening = asyncio.Lock()
         self.problems: tuple[str, ...] = ()
         plane.open_version = self.open_version
+        plane.load_model = self.load_model
+        plane.unload_model = self.unload_model
 
     @property
     def _references(self) -> Path:
@@ -106,8 +118,10 @@ class Sync:
                     reason=str(error),
                 )
                 raise
+            is_new = (name, version) not in self._work
             variant = self._variant(files, session, trial)
-            await self._watch(files, session.signature)
+            if is_new:
+                await self._watch(files, session.signature)
             champion = model.champion
             if champion is None or champion.version < version:
                 champion = variant
@@ -121,6 +135,52 @@ class Sync:
                 **variant.about,
             )
             return variant
+
+    async def load_model(self, name: str, version: int | None = None) -> Variant:
+        """Open a version that is in the registry now: the highest one, unless one is named.
+
+        Raises
+        ------
+        ModelNotFoundError, VersionNotFoundError : not in the registry.
+        VersionRefusedError : it cannot be opened.
+        NotReadyError : the registry cannot be read, or is being read for the first time.
+        """
+        if not self._plane.table.is_complete:
+            raise NotReadyError("the registry is still being opened; retry")
+        try:
+            found = await asyncio.to_thread(catalog.scan, Path(self._config.registry))
+        except RegistryError as error:
+            raise NotReadyError(f"the registry cannot be read: {error}") from None
+        versions = found.models.get(name)
+        if versions is None:
+            raise ModelNotFoundError(name, list(found.models))
+        numbers = [files.version for files in versions]
+        number = numbers[-1] if version is None else version
+        if number not in numbers:
+            raise VersionNotFoundError(name, str(number), numbers)
+        async with self._opening:
+            self._files.update({(name, files.version): files for files in versions})
+            model = self._plane.table.models.get(name) or Model(name, ())
+            known = tuple(sorted({*numbers, *model.variants}))
+            refused = {n: reason for n, reason in model.refused.items() if n != number}
+            self._put(replace(model, versions=known, refused=refused, is_unloaded=False))
+        variant = await self.open_version(name, number)
+        self._plane.is_ready = True
+        return variant
+
+    async def unload_model(self, name: str) -> None:
+        """Close every open version of a model, once what waits there is answered.
+
+        Raises
+        ------
+        ModelNotFoundError : no such model.
+        """
+        async with self._opening:
+            model = self._plane.table.model(name)
+            self._put(replace(model, variants={}, champion=None, is_unloaded=True))
+            batchers = [self._batchers.pop((name, version)) for version in model.variants]
+        await asyncio.gather(*(batcher.close() for batcher in batchers))
+        event("model_unloaded", model=name, versions=list(model.variants))
 
     async def close(self) -> None:
         """Finish what waits, and end the sessions' threads."""
@@ -140,12 +200,23 @@ class Sync:
 
     def _open(self, files: VersionFiles) -> tuple[Session, Trial]:
         session = Session(files.model_file, self._config.runtime)
+        session.signature = named(session.signature, files.reference_file)
         return session, session.try_out(self._config.batch, self._config.runtime)
 
     def _variant(self, files: VersionFiles, session: Session, trial: Trial) -> Variant:
         config, telemetry = self._config, self._plane.telemetry
         name, version, signature = files.model, files.version, session.signature
         labels = (name, str(version))
+        if (name, version) not in self._work:
+            self._meters[name, version] = Meters(telemetry, name, version, "champion", "primary")
+            self._work[name, version] = BatchMeters(
+                queue_s=telemetry.histogram(QUEUE_SECONDS, *labels),
+                run_s=telemetry.histogram(RUN_SECONDS, *labels),
+                rows=telemetry.histogram(BATCH_ROWS, *labels),
+                refused=telemetry.counter(SHED, *labels, "queue_full"),
+                late=telemetry.counter(SHED, *labels, "deadline_exceeded"),
+                gone=telemetry.counter(SHED, *labels, "client_gone"),
+            )
         batcher = Batcher(
             session.run,
             model=name,
@@ -157,14 +228,7 @@ class Sync:
             queue_rows_max=config.limits.queue_rows_max,
             inline_s_max=config.runtime.inline_s_max,
             has_free_axes=any(-1 in spec.row_shape for spec in signature.inputs),
-            meters=BatchMeters(
-                queue_s=telemetry.histogram(QUEUE_SECONDS, *labels),
-                run_s=telemetry.histogram(RUN_SECONDS, *labels),
-                rows=telemetry.histogram(BATCH_ROWS, *labels),
-                refused=telemetry.counter(SHED, *labels, "queue_full"),
-                late=telemetry.counter(SHED, *labels, "deadline_exceeded"),
-                gone=telemetry.counter(SHED, *labels, "client_gone"),
-            ),
+            meters=self._work[name, version],
         )
         self._batchers[name, version] = batcher
         return Variant(
@@ -172,8 +236,10 @@ class Sync:
             queue=batcher,
             row_bytes=row_bytes(signature),
             tap_dropped=telemetry.counter(TAP_DROPPED, *labels),
-            meters=Meters(telemetry, name, version, "champion", "primary"),
+            meters=self._meters[name, version],
             about=about(trial, config.batch.rows_max),
+            work=self._work[name, version],
+            can_batch=trial.can_batch,
         )
 
     async def _watch(self, files: VersionFiles, signature: Signature) -> None:

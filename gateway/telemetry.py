@@ -212,6 +212,10 @@ class Telemetry:
         assert isinstance(found, Histogram)  # noqa: S101  kinds are declared in this file
         return found
 
+    def cell(self) -> Counter:
+        """A count that belongs to no family: protocols ask for more than Prometheus is told."""
+        return self._loop_region.counter()
+
     def source(self, family: Family, read: Callable[[], Iterable[Sample]]) -> None:
         """Let `read` say the samples of a family when somebody asks."""
         self._sources[family] = read

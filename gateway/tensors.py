@@ -9,6 +9,9 @@ from registry.signature import DATATYPES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+BFLOAT16 = np.dtype([("bfloat16", "<u2")])
+"""The upper half of a float32. numpy has no such number: this keeps its bits apart from UINT16."""
+
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype(np.uint8),
@@ -20,6 +23,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "INT32": np.dtype(np.int32),
     "INT64": np.dtype(np.int64),
     "FP16": np.dtype(np.float16),
+    "BF16": BFLOAT16,
     "FP32": np.dtype(np.float32),
     "FP64": np.dtype(np.float64),
     "BYTES": np.dtype(np.object_),
@@ -34,6 +38,22 @@ assert tuple(DTYPES) == DATATYPES  # noqa: S101  two rooms must name the same da
 def datatype(array: Array) -> str:
     """The protocol's name for an array's type; text of any width is BYTES."""
     return DATATYPE_OF.get(array.dtype) or "BYTES"
+
+
+def widened(array: Array) -> Array:
+    """BF16 as float32; exact."""
+    wide: Array = np.left_shift(array.view("<u2"), 16, dtype=np.uint32).view(np.float32)
+    return wide
+
+
+def narrowed(array: Array) -> Array:
+    """Float32 as BF16, rounded to the nearest, ties to even; what is too large becomes infinite."""
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    with np.errstate(over="ignore"):
+        rounded = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
+    # Rounding could carry a NaN into infinity or zero: it keeps its upper half, and stays quiet.
+    kept = np.where(np.isnan(array), (bits >> 16) | 0x40, rounded)
+    return kept.astype("<u2").view(BFLOAT16).reshape(array.shape)
 
 
 def stack(requests: Sequence[Sequence[Array]]) -> list[Array]:

@@ -13,11 +13,12 @@ DATATYPES = (
     "INT32",
     "INT64",
     "FP16",
+    "BF16",
     "FP32",
     "FP64",
     "BYTES",
 )
-"""The Open Inference Protocol's names."""
+"""The Open Inference Protocol's names, and BF16, which Triton added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class TensorSpec:
     """One of DATATYPES."""
     shape: tuple[int, ...]
     """Sizes of the axes; -1 where any size will do."""
+    columns: tuple[str, ...] = field(default=(), compare=False)
+    """Names of the columns of a matrix, where its reference profile tells them."""
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a tensor of this shape may be given."""

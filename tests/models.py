@@ -36,6 +36,35 @@ def identity(kind: str = "FP32", shape: Shape = ("n",)) -> bytes:
     )
 
 
+def half() -> bytes:
+    """A BF16 and an FP32 column in; the first as it came, and both added up as FP32, out."""
+    shape: Shape = ("n", 1)
+    bfloat = helper.make_tensor_value_info("b", TensorProto.BFLOAT16, list(shape))
+    same = helper.make_tensor_value_info("same", TensorProto.BFLOAT16, list(shape))
+    return _model(
+        [
+            helper.make_node("Identity", ["b"], ["same"]),
+            helper.make_node("Cast", ["b"], ["wide"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["wide", "f"], ["sum"]),
+        ],
+        [bfloat, _info("f", "FP32", shape)],
+        [same, _info("sum", "FP32", shape)],
+    )
+
+
+def half_and_text() -> bytes:
+    """BF16 beside BYTES: onnxruntime for Python has no way to be given both."""
+    bfloat = helper.make_tensor_value_info("b", TensorProto.BFLOAT16, ["n"])
+    return _model(
+        [
+            helper.make_node("Cast", ["b"], ["wide"], to=TensorProto.FLOAT),
+            helper.make_node("Identity", ["t"], ["said"]),
+        ],
+        [bfloat, _info("t", "BYTES", ("n",))],
+        [_info("wide", "FP32", ("n",)), _info("said", "BYTES", ("n",))],
+    )
+
+
 def constant(number: float) -> bytes:
     """Answers the same number for every row: shows which version has answered."""
     return _model(
@@ -137,6 +166,16 @@ def lookup() -> bytes:
         [_info("index", "INT64", ("n",))],
         [_info("y", "FP32", ("n",))],
         {"table": np.arange(5, dtype=np.float32) * 10},
+    )
+
+
+def heavy(mebibytes: int) -> bytes:
+    """A table of so many mebibytes, and the row of it that is asked for."""
+    return _model(
+        [helper.make_node("Gather", ["table", "index"], ["y"])],
+        [_info("index", "INT64", ("n",))],
+        [_info("y", "FP32", ("n",))],
+        {"table": np.arange(mebibytes * 262_144, dtype=np.float32)},
     )
 
 

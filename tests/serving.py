@@ -129,8 +129,12 @@ def serve(
 
 
 def environment(settings: Mapping[str, object] | None = None) -> dict[str, str]:
-    """This process's environment without driftgate's own variables, plus these settings."""
+    """This process's environment without driftgate's own variables, plus these settings.
+
+    gRPC listens on a free port, unless a setting or flag says otherwise.
+    """
     kept = {name: text for name, text in os.environ.items() if not name.startswith("DRIFTGATE_")}
+    kept["DRIFTGATE_GRPC_PORT"] = "0"
     given = {
         f"DRIFTGATE_{key.replace('.', '_').upper()}": str(value)
         for key, value in (settings or {}).items()

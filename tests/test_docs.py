@@ -31,6 +31,7 @@ from gateway import config, errors, telemetry
 from gateway.app import App
 from gateway.cli import app as command_line
 from gateway.endpoints.predict import Predict, is_prediction
+from gateway.endpoints.stream import is_stream
 from monitors import Profile
 
 ROOT = Path(__file__).parents[1]
@@ -150,7 +151,7 @@ def commands_of(block: Block) -> list[Command]:
 class Shell:
     """A real bash in a directory of its own, spoken to line by line; ends all that it started."""
 
-    def __init__(self, directory: Path, port: int) -> None:
+    def __init__(self, directory: Path, port: int, grpc_port: int) -> None:
         binaries = str(Path(sys.executable).parent)
         self._process = subprocess.Popen(
             ["bash", "--norc", "--noprofile"],
@@ -161,6 +162,7 @@ class Shell:
                 "LANG": "C.UTF-8",
                 "COLUMNS": "200",
                 "DRIFTGATE_PORT": str(port),
+                "DRIFTGATE_GRPC_PORT": str(grpc_port),
                 "DRIFTGATE_SERVER": f"http://127.0.0.1:{port}",
                 "DRIFTGATE_LOG_FORMAT": "text",
             },
@@ -240,12 +242,15 @@ def run_page(page: Path, directory: Path) -> None:
             pytest.skip(f"this machine has no {tool}, which the page uses")
     if _SETUP.search(page.read_text(encoding="utf-8")):
         lay_out(directory)
-    port = free_port()
-    shell = Shell(directory, port)
+    port, grpc_port = free_port(), free_port()
+    shell = Shell(directory, port, grpc_port)
     space: dict[str, Any] = {"__name__": "__docs__"}
     try:
         for block in runnable(page):
-            lines = [re.sub(r"\b8000\b", str(port), line) for line in block.lines]
+            lines = [
+                re.sub(r"\b8000\b", str(port), re.sub(r"\b8001\b", str(grpc_port), line))
+                for line in block.lines
+            ]
             if block.kind == "console":
                 for command in commands_of(Block("console", lines, block.at)):
                     shell.run(command)
@@ -393,26 +398,27 @@ def test_metrics_page_lists_every_family_with_its_labels() -> None:
 
 def test_errors_page_lists_every_error_that_reaches_a_client() -> None:
     """Code and status of each, and no other."""
-    listed = table("docs/reference/errors.md", "code", "status")
-    declared = {(error.code, str(error.status)) for error in errors.ALL}
+    listed = table("docs/reference/errors.md", "code", "status", "gRPC")
+    declared = {(error.code, str(error.status), error.grpc_status) for error in errors.ALL}
 
-    assert {(row[0], row[1]) for row in listed} == declared
+    assert {(row[0], row[1], row[2]) for row in listed} == declared
     assert len(listed) == len(declared)
 
 
 def test_http_page_lists_every_path_with_its_scope() -> None:
-    """Verb, path, scope and sentence of each endpoint, and the raw one for predictions."""
+    """Verb, path, scope and sentence of each, also of those answered before any routing."""
     listed = table("docs/reference/http.md", "verb", "path", "scope", "what")
-    endpoints = App(config.ServerConfig()).endpoints
-    infer = ["/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"]
+    app = App(config.ServerConfig())
+    raw = [e for e in app.declared() if e not in app.endpoints]
 
-    assert all(is_prediction(path.format(model="m", version=1)) for path in infer)
-    rows = {tuple(row[:3]) for row in listed}
-    assert rows == {(e.method, e.path, e.scope) for e in endpoints} | {
-        ("POST", path, Predict.scope) for path in infer
+    for endpoint in raw:
+        path = endpoint.path.format(model="m", version=1)
+        assert is_prediction(path) or is_stream(path), path
+        assert endpoint.scope == Predict.scope
+    assert {tuple(row[:4]) for row in listed} == {
+        (e.method, e.path, e.scope, e.summary) for e in app.declared()
     }
-    said = {(row[0], row[1]): row[3] for row in listed}
-    assert all(said[e.method, e.path] == e.summary for e in endpoints)
+    assert len(raw) == 4
 
 
 def subcommands() -> dict[str, Any]:
@@ -631,7 +637,7 @@ def test_image_knows_its_health_by_asking_the_server(tmp_path: Path) -> None:
 
     lay_out(tmp_path)
     assert code() != 0
-    shell = Shell(tmp_path, port)
+    shell = Shell(tmp_path, port, free_port())
     try:
         shell.run(Command("driftgate serve models &", ["... ready ..."]))
         assert code() == 0

@@ -14,6 +14,14 @@ def serve(  # noqa: PLR0917  typer reads options from the parameters
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port; 0 takes a free one.")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one.")] = None,
+    no_grpc: Annotated[
+        bool | None, typer.Option("--no-grpc", help="Do not listen for gRPC.")
+    ] = None,
+    tls_cert: Annotated[
+        str | None, typer.Option(help="Certificate (PEM); HTTP and gRPC then speak TLS only.")
+    ] = None,
+    tls_key: Annotated[str | None, typer.Option(help="Its private key (PEM).")] = None,
     state_dir: Annotated[str | None, typer.Option(help="Where adopted profiles are kept.")] = None,
     config_file: Annotated[
         Path | None, typer.Option("--config", help="Settings in YAML or JSON.")
@@ -38,6 +46,10 @@ def serve(  # noqa: PLR0917  typer reads options from the parameters
             "registry": registry,
             "host": host,
             "port": port,
+            "grpc_port": grpc_port,
+            "no_grpc": no_grpc,
+            "tls_cert": tls_cert,
+            "tls_key": tls_key,
             "state_dir": state_dir,
             "insecure": insecure,
             "batch.rows_max": batch_rows_max,

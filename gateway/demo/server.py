@@ -172,6 +172,7 @@ def _serve(parent: int, folder: Path, port: int, window_rows: int) -> None:
             flags = {
                 "registry": str(folder / "models"),
                 "port": port,
+                "no_grpc": True,
                 "monitor.window_rows": window_rows,
                 "log.format": "json",
             }

@@ -1,4 +1,7 @@
-"""What is served here: health, the protocol's metadata."""
+"""What is served here: health, and the protocol's metadata, configuration and statistics."""
+
+import time
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -7,7 +10,7 @@ from gateway.endpoints.route import Endpoint, JSONAnswer
 from gateway.errors import NotReadyError
 from gateway.prediction import DataPlane
 from gateway.protocol import metadata
-from gateway.router import Variant
+from gateway.router import Model, Variant
 
 
 def endpoints(plane: DataPlane) -> list[Endpoint]:
@@ -19,8 +22,18 @@ def endpoints(plane: DataPlane) -> list[Endpoint]:
     async def ready(_: Request) -> Response:
         return JSONAnswer({"ready": plane.is_ready}, status_code=200 if plane.is_ready else 503)
 
+    return [
+        Endpoint("GET", "/v2/health/live", "open", live, "The process answers.", answer="Live"),
+        Endpoint("GET", "/v2/health/ready", "open", ready, "Predictions are answered.",
+                 answer="Ready"),
+        Endpoint("GET", "/healthz", "open", ready, "The same, for load balancers.", answer="Ready"),
+        *_about_models(plane),
+    ]  # fmt: skip
+
+
+def _about_models(plane: DataPlane) -> list[Endpoint]:
     async def server(_: Request) -> Response:
-        return JSONAnswer(metadata.server())
+        return JSONAnswer(metadata.server(is_local=plane.config.is_local))
 
     async def variant_of(request: Request) -> Variant:
         model = plane.table.model(request.path_params["model"])
@@ -42,15 +55,96 @@ def endpoints(plane: DataPlane) -> list[Endpoint]:
         found.pick(request.path_params.get("version"))
         return JSONAnswer({"name": found.name, "ready": True})
 
+    async def config(request: Request) -> Response:
+        return JSONAnswer(configuration(plane, await variant_of(request)))
+
+    async def stats(request: Request) -> Response:
+        named = request.path_params
+        return JSONAnswer(statistics(plane, named.get("model"), named.get("version")))
+
     of_model = "/v2/models/{model}"
     of_version = of_model + "/versions/{version}"
     return [
-        Endpoint("GET", "/v2/health/live", "open", live, "The process answers."),
-        Endpoint("GET", "/v2/health/ready", "open", ready, "Predictions are answered."),
-        Endpoint("GET", "/healthz", "open", ready, "The same, for load balancers."),
-        Endpoint("GET", "/v2", "predict", server, "Name, release and extensions."),
-        Endpoint("GET", of_model, "predict", model, "Tensors and versions of a model."),
-        Endpoint("GET", of_version, "predict", model, "The same of one version."),
-        Endpoint("GET", of_model + "/ready", "predict", model_ready, "The model answers."),
-        Endpoint("GET", of_version + "/ready", "predict", model_ready, "The version answers."),
-    ]
+        Endpoint("GET", "/v2", "predict", server, "Name, release and extensions.", answer="Server"),
+        Endpoint("GET", "/v2/models/stats", "predict", stats, "Counts of all open versions.",
+                 answer="Statistics"),
+        Endpoint("GET", of_model, "predict", model, "Tensors and versions of a model.",
+                 answer="Model"),
+        Endpoint("GET", of_version, "predict", model, "The same of one version.", answer="Model"),
+        Endpoint("GET", of_model + "/ready", "predict", model_ready, "The model answers.",
+                 answer="ModelReady"),
+        Endpoint("GET", of_version + "/ready", "predict", model_ready, "The version answers.",
+                 answer="ModelReady"),
+        Endpoint("GET", of_model + "/config", "predict", config, "Configuration, as in Triton.",
+                 answer="Configuration"),
+        Endpoint("GET", of_version + "/config", "predict", config, "The same of one version.",
+                 answer="Configuration"),
+        Endpoint("GET", of_model + "/stats", "predict", stats, "Counts of its open versions.",
+                 answer="Statistics"),
+        Endpoint("GET", of_version + "/stats", "predict", stats, "The same of one version.",
+                 answer="Statistics"),
+    ]  # fmt: skip
+
+
+def configuration(plane: DataPlane, variant: Variant) -> dict[str, object]:
+    """A variant's configuration in Triton's shape."""
+    batch = plane.config.batch
+    return metadata.configuration(
+        variant.model,
+        variant.signature,
+        rows_max=plane.config.limits.queue_rows_max,
+        batch_rows_max=batch.rows_max if variant.can_batch else None,
+        wait_s_max=batch.wait_s_max,
+    )
+
+
+def statistics(plane: DataPlane, name: str | None, version: str | None) -> dict[str, Any]:
+    """`model_stats` of one version, of all open versions of a model, or of all models.
+
+    Raises
+    ------
+    ModelNotFoundError, VersionNotFoundError, VersionRefusedError, NotReadyError
+    """
+    if name is None:
+        models = list(plane.table.models.values())
+        variants = [variant for model in models for variant in _open(model)]
+    else:
+        model = plane.table.model(name)
+        picked = model.pick(version)
+        if not isinstance(picked, Variant):  # It is opened by its first call, not by a look.
+            return {"model_stats": [metadata.statistics(name, picked, metadata.Counts())]}
+        variants = _open(model) if version is None else [picked]
+    return {
+        "model_stats": [
+            metadata.statistics(variant.model, variant.version, _counts(plane, variant))
+            for variant in variants
+        ]
+    }
+
+
+def _open(model: Model) -> list[Variant]:
+    return [model.variants[version] for version in sorted(model.variants)]
+
+
+def _counts(plane: DataPlane, variant: Variant) -> metadata.Counts:
+    work, traffic = variant.work, plane.meters_of(variant)
+    n_ok = sum(meters.ok.value for meters in traffic)
+    n_runs = sum(work.run_s.counts)
+    ran_s = work.run_s.total + work.shared_s
+    age_s = time.monotonic() - work.ran_at
+    return metadata.Counts(
+        last_ms=int((time.time() - age_s) * 1000) if work.ran_at else 0,
+        rows=int(work.rows.total) if metadata.has_batches(variant.signature) else n_ok,
+        runs=n_runs,
+        ok=(n_ok, _ns(sum(meters.seconds.total for meters in traffic))),
+        failed=(
+            sum(meters.failed_n.value for meters in traffic),
+            sum(meters.failed_ns.value for meters in traffic),
+        ),
+        queued=(sum(work.queue_s.counts), _ns(work.queue_s.total)),
+        ran=(n_runs + work.shared_n, _ns(ran_s)),
+    )
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)

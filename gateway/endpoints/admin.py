@@ -39,14 +39,18 @@ def endpoints(plane: DataPlane, observer: Observer) -> list[Endpoint]:
 
     one = "/admin/models/{model}"
     return [
-        Endpoint("GET", "/admin/models", "admin", _local(plane, models), "Models and versions."),
-        Endpoint("GET", one, "admin", _local(plane, model), "One model."),
-        Endpoint("POST", one + "/reference", "admin", _local(plane, adopt),
-                 "Adopt the next served rows as the reference profile."),
+        Endpoint("GET", "/admin/models", "admin", local_only(plane, models), "Models and versions.",
+                 answer="AdminModels"),
+        Endpoint("GET", one, "admin", local_only(plane, model), "One model.", answer="AdminModel"),
+        Endpoint("POST", one + "/reference", "admin", local_only(plane, adopt),
+                 "Adopt the next served rows as the reference profile.",
+                 body="AdoptRequest", answer="Adopting", status=202),
     ]  # fmt: skip
 
 
-def _local(plane: DataPlane, handler: Handler) -> Handler:
+def local_only(plane: DataPlane, handler: Handler) -> Handler:
+    """The handler, for programs of this machine only: no key protects what it does."""
+
     async def guarded(request: Request) -> Response:
         if not plane.config.is_local:
             raise ForbiddenError("admin paths are closed beyond loopback: no key protects them")

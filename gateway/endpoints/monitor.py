@@ -46,11 +46,15 @@ def endpoints(plane: DataPlane, observer: Observer, telemetry: Telemetry) -> lis
         return Response(text, headers={"content-type": content_type})
 
     return [
-        Endpoint("GET", "/drift", "monitor", summary, "All versions, a line each."),
-        Endpoint("GET", "/drift/{model}", "monitor", drift, "Scores of one version."),
-        Endpoint("GET", "/metrics", "monitor", metrics, "Counters, latencies, scores."),
-        Endpoint("GET", "/metrics/bins", "monitor", bins, "Rows per bin of every channel."),
-    ]
+        Endpoint("GET", "/drift", "monitor", summary, "All versions, a line each.",
+                 answer="DriftSummary"),
+        Endpoint("GET", "/drift/{model}", "monitor", drift, "Scores of one version.",
+                 query=("version", "window"), answer="Drift"),
+        Endpoint("GET", "/metrics", "monitor", metrics, "Counters, latencies, scores.",
+                 answer="Text"),
+        Endpoint("GET", "/metrics/bins", "monitor", bins, "Rows per bin of every channel.",
+                 answer="Text"),
+    ]  # fmt: skip
 
 
 def version_of(plane: DataPlane, name: str, version: str | None) -> int:

@@ -3,6 +3,7 @@
 A starlette route would cost as much as the whole HTTP server.
 """
 
+import asyncio
 import logging
 import math
 import os
@@ -21,13 +22,16 @@ from gateway.errors import (
     ClientGoneError,
     EncodingError,
     GatewayError,
+    MediaTypeError,
     MethodError,
     TooLargeError,
     shown,
 )
 from gateway.prediction import DataPlane, Head, infer
+from gateway.protocol import compression
 from gateway.protocol.call import Codec
-from gateway.protocol.v2_json import V2JSON
+from gateway.protocol.messagepack import MEDIA_TYPES, MessagePack
+from gateway.protocol.v2_binary import LENGTH_HEADER, V2, json_length
 from gateway.telemetry import event
 
 DIRECT = "driftgate.direct"
@@ -46,12 +50,21 @@ class Direct(TypedDict):
 _NOTHING: dict[str, Any] = {}
 _PREFIX, _SUFFIX = "/v2/models/", "/infer"
 _LENGTH_MIN = len(_PREFIX + _SUFFIX)
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _JSON = (b"content-type", b"application/json")
 _READ = frozenset((
-    b"content-length", b"content-encoding", b"x-request-id", b"x-request-timeout",
-    b"inference-header-content-length",
+    b"content-length", b"content-type", b"content-encoding", b"accept-encoding", b"x-request-id",
+    b"x-request-timeout", LENGTH_HEADER,
 ))  # fmt: skip
+_SHORT_BYTES = 16 * 1024
+"""A longer body is unpacked off the loop, and a longer answer packed there."""
+_PLAIN = frozenset((b"application/json", b"application/octet-stream", b""))
+_FOREIGN = re.compile(
+    r"(multipart|image|audio|video|font|model)/|"
+    r"(text|application)/(.*[+-])?(xml|html|csv|css|yaml|cbor|bson|avro|protobuf|parquet|arrow)\b|"
+    r"application/(grpc|zip|gzip|pdf|vnd\.apache|x-(tar|zip|gzip|npy|npz|pickle|numpy))"
+)
+"""Types that are surely no inference request. All others are tried: clients say what they like."""
 
 
 def is_prediction(path: str) -> bool:
@@ -62,6 +75,7 @@ def is_prediction(path: str) -> bool:
 
 Plan = Callable[[Scope, dict[bytes, bytes]], tuple[str | None, str | None, Codec]]
 """What a path and headers ask for: model, version, and the format; raises GatewayError."""
+Lines = tuple[tuple[bytes, bytes], ...]
 ErrorBody = Callable[[GatewayError], bytes]
 
 
@@ -73,7 +87,10 @@ class Predict:
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
         self._body_bytes_max = plane.config.limits.body_bytes_max
-        self._json = V2JSON(plane.config.limits.json_bytes_max)
+        self._ratio_max = plane.config.limits.unpacked_ratio_max
+        self._json_bytes_max = plane.config.limits.json_bytes_max
+        self._v2 = V2(self._json_bytes_max)
+        self._messagepack = MessagePack(self._json_bytes_max)
         # Unique over workers and restarts without asking the system for each request.
         self._id_start = os.urandom(6).hex().encode()
         self._ids = count(1)
@@ -82,7 +99,7 @@ class Predict:
         """Answer one request of the Open Inference Protocol."""
         return self.answer(scope, receive, send, self._plan)
 
-    async def answer(
+    async def answer(  # noqa: C901  one request from start to end, on one screen
         self,
         scope: Scope,
         receive: Receive,
@@ -94,7 +111,7 @@ class Predict:
         start = time.perf_counter()
         headers = {name: value for name, value in scope["headers"] if name in _READ}
         request_id = headers.get(b"x-request-id")
-        if request_id is None or not _REQUEST_ID.fullmatch(request_id):
+        if request_id is None or not REQUEST_ID.fullmatch(request_id):
             request_id = b"%s-%x" % (self._id_start, next(self._ids))
         direct: Direct | None = scope.get("extensions", _NOTHING).get(DIRECT)
         status, head = 200, None
@@ -107,9 +124,13 @@ class Predict:
                 body = await self._body(headers, receive)
             elif len(body) > self._body_bytes_max:
                 raise self._too_large()  # noqa: TRY301  answered below
-            head = Head(model, version, _timeout_s(headers), partial(_gone, receive))
+            if b"content-encoding" in headers:
+                body = await self._unpacked(body, headers[b"content-encoding"])
+            head = Head(model, version, read_timeout_s(headers), partial(_gone, receive))
             answer = await infer(self._plane, codec, head, body, start)
             content, extra = answer.body, answer.headers
+            if len(content) > compression.BYTES_MIN and b"accept-encoding" in headers:
+                content, extra = await _packed(content, extra, headers[b"accept-encoding"])
         except ClientGoneError:
             return
         except GatewayError as error:
@@ -132,9 +153,37 @@ class Predict:
     ) -> tuple[str | None, str | None, Codec]:
         path: str = scope["path"]
         model, _, version = path[len(_PREFIX) : -len(_SUFFIX)].partition("/versions/")
-        if len(headers) > 1:
-            _refuse_codings(headers)
-        return model, version if path.count("/") > 4 else None, self._json
+        codec: Codec = self._v2
+        if LENGTH_HEADER in headers:
+            codec = V2(self._json_bytes_max, json_length(headers[LENGTH_HEADER]))
+        elif (content_type := headers.get(b"content-type", b"")) not in _PLAIN:
+            codec = self._by_type(content_type)
+        return model, version if path.count("/") > 4 else None, codec
+
+    def _by_type(self, content_type: bytes) -> Codec:
+        """The format of a type of content that is neither the usual one nor absent."""
+        kind = content_type.decode("latin-1").partition(";")[0].strip().lower()
+        if kind in MEDIA_TYPES:
+            return self._messagepack
+        if _FOREIGN.match(kind):
+            raise MediaTypeError(
+                f"content-type {shown(kind)} is not read here; send application/json,"
+                " application/octet-stream (binary tensors) or application/msgpack"
+            )
+        return self._v2
+
+    async def _unpacked(self, body: bytes, coding: bytes) -> bytes:
+        """The body as it was before the client packed it."""
+        if not compression.is_coded(coding):
+            return body
+        unpack = partial(
+            compression.unpack,
+            body,
+            coding,
+            bytes_max=self._body_bytes_max,
+            ratio_max=self._ratio_max,
+        )
+        return unpack() if len(body) <= _SHORT_BYTES else await asyncio.to_thread(unpack)
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body.
@@ -171,6 +220,21 @@ class Predict:
         )
 
 
+async def _packed(content: bytes, extra: Lines, accept: bytes) -> tuple[bytes, Lines]:
+    """The answer packed as the client likes best, if that pays."""
+    coding = compression.accepted(accept)
+    if coding is None:
+        return content, extra
+    if len(content) <= _SHORT_BYTES:
+        packed = compression.pack(content, coding)
+    else:
+        packed = await asyncio.to_thread(compression.pack, content, coding)
+    if packed is None:
+        return content, extra
+    coded = (b"content-encoding", coding.encode())
+    return packed, (*extra, coded, (b"vary", b"accept-encoding"))
+
+
 async def _gone(receive: Receive) -> None:
     """Return when the client has hung up."""
     while (await receive())["type"] != "http.disconnect":
@@ -178,11 +242,14 @@ async def _gone(receive: Receive) -> None:
 
 
 def _error_lines(error: GatewayError) -> tuple[tuple[bytes, bytes], ...]:
-    extra = error_headers(error).items()
-    return (_JSON, *((name.encode(), value.encode()) for name, value in extra))
+    extra = error_headers(error)
+    if isinstance(error, EncodingError):
+        extra["accept-encoding"] = ", ".join(compression.CODINGS)
+    return (_JSON, *((name.encode(), value.encode()) for name, value in extra.items()))
 
 
-def _timeout_s(headers: dict[bytes, bytes]) -> float | None:
+def read_timeout_s(headers: dict[bytes, bytes]) -> float | None:
+    """Seconds that `x-request-timeout` allows; raises BadRequestError when it says nothing."""
     text = headers.get(b"x-request-timeout")
     if text is None:
         return None
@@ -193,14 +260,3 @@ def _timeout_s(headers: dict[bytes, bytes]) -> float | None:
     if not 0 < seconds < math.inf:
         raise BadRequestError(f"x-request-timeout must be seconds > 0, not {shown(text.decode('latin-1'))}")  # noqa: E501  # fmt: skip
     return seconds
-
-
-def _refuse_codings(headers: dict[bytes, bytes]) -> None:
-    coding = headers.get(b"content-encoding", b"identity")
-    if coding.lower() != b"identity":
-        raise EncodingError(
-            f"content-encoding {shown(coding.decode('latin-1'))} is not read here; send it as it is"
-        )
-    json_length = headers.get(b"inference-header-content-length")
-    if json_length is not None and json_length != headers.get(b"content-length"):
-        raise BadRequestError("binary tensors are not read here; send the tensors as JSON")

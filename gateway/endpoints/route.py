@@ -10,6 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as ASGIScope
 
 from gateway.errors import (
     BadRequestError,
@@ -25,6 +27,14 @@ from gateway.telemetry import event
 Scope = Literal["open", "predict", "monitor", "admin"]
 Handler = Callable[[Request], Awaitable[Response]]
 
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A handler that speaks ASGI itself, such as a prediction: it answers its own errors."""
+
+    app: ASGIApp
+
+
 _BODY_BYTES_MAX = 64 * 1024
 _QUERY_MAX = 1024
 
@@ -36,8 +46,16 @@ class Endpoint:
     method: Literal["GET", "POST"]
     path: str
     scope: Scope
-    handler: Handler
+    handler: Handler | Raw
     summary: str
+    query: tuple[str, ...] = ()
+    """Names of the query's parameters."""
+    body: str | None = None
+    """What it takes, by its name in `openapi.CONTENTS`; None: nothing."""
+    answer: str = "Any"
+    """What it answers, by its name there."""
+    status: int = 200
+    """Of an answer that is no error."""
 
 
 class JSONAnswer(Response):
@@ -51,31 +69,52 @@ class JSONAnswer(Response):
 
 
 def routes(endpoints: list[Endpoint]) -> list[Route]:
-    """One starlette route per path, with all of its verbs."""
+    """One starlette route per path, with all of its verbs; the first of two equal ones counts."""
     by_path: dict[str, dict[str, Endpoint]] = {}
     for endpoint in endpoints:
-        by_path.setdefault(endpoint.path, {})[endpoint.method] = endpoint
+        by_path.setdefault(endpoint.path, {}).setdefault(endpoint.method, endpoint)
     return [_route(path, verbs) for path, verbs in by_path.items()]
 
 
 def _route(path: str, verbs: Mapping[str, Endpoint]) -> Route:
     async def answer(request: Request) -> Response:
-        verb = "GET" if request.method == "HEAD" else request.method
-        endpoint = verbs.get(verb)
-        if endpoint is None:
+        handler = _handler(verbs, request.method)
+        if handler is None or isinstance(handler, Raw):
             return error_answer(MethodError(request.method, sorted(verbs)))
         try:
-            return await endpoint.handler(request)
+            return await handler(request)
         except GatewayError as error:
             return error_answer(error)
         except Exception:  # noqa: BLE001  no trace may reach a client
             event("request_failed", logging.ERROR, path=path, exc=True)
             return error_answer(GatewayError("internal error; the server's log says more"))
 
-    route = Route(path, answer)
+    has_raw = any(isinstance(endpoint.handler, Raw) for endpoint in verbs.values())
+    route = Route(path, _Either(verbs, answer) if has_raw else answer)
     # Every verb comes here, also those starlette has no list for: it would know no better than 405.
     route.methods = None
     return route
+
+
+def _handler(verbs: Mapping[str, Endpoint], method: str) -> Handler | Raw | None:
+    endpoint = verbs.get("GET" if method == "HEAD" else method)
+    return None if endpoint is None else endpoint.handler
+
+
+class _Either:
+    """A path whose verbs are raw or not. No function, so that starlette takes it as ASGI."""
+
+    def __init__(self, verbs: Mapping[str, Endpoint], answer: Handler) -> None:
+        self._verbs = verbs
+        self._answer = answer
+
+    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        handler = _handler(self._verbs, scope["method"])
+        if isinstance(handler, Raw):
+            await handler.app(scope, receive, send)
+            return
+        response = await self._answer(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 def error_answer(error: GatewayError) -> Response:

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from gateway.errors import TensorError, shown
-from gateway.tensors import Array
+from gateway.tensors import BFLOAT16, Array, widened
 from registry.signature import Signature, TensorSpec
 
 
@@ -24,6 +26,10 @@ class OutputWanted:
     """One output that the client asked for."""
 
     name: str
+    is_binary: bool = False
+    """As raw bytes, where the format has a choice."""
+    n_classes: int = 0
+    """Only the so many largest elements of a row, as texts `value:index`; 0: all, as they are."""
 
 
 @dataclass(slots=True)
@@ -38,6 +44,8 @@ class Call:
     model: str = ""
     """Named by the message itself, where the carrier does not name it."""
     version: str | None = None
+    is_binary: bool = False
+    """Some output is wanted as raw bytes; all of them, when `outputs` is empty."""
 
     def bind(self, signature: Signature, model: str) -> list[Array]:
         """The request's arrays in the model's own order.
@@ -105,7 +113,9 @@ def _bound(given: list[Tensor], signature: Signature, model: str) -> list[Array]
                 f"model {model!r} has no input {shown(name)}; it takes: {_list(names)}"
             )
     if missing := [name for name in names if name not in by_name]:
-        raise TensorError(f"input {_list(missing)} of model {model!r} is missing")
+        raise TensorError(
+            f"input {_list(missing)} is missing; model {model!r} takes: {_list(names)}"
+        )
     return [_checked(by_name[spec.name], spec, model) for spec in specs]
 
 
@@ -147,6 +157,56 @@ def choose(call: Call, signature: Signature, model: str) -> Sequence[int]:
     if len(set(names)) < len(names):
         raise TensorError("outputs: one is asked for twice; ask for it once")
     return [positions[name] for name in names]
+
+
+def refuse_texts(call: Call, signature: Signature) -> None:
+    """Refuse to classify texts, before anything runs.
+
+    Raises
+    ------
+    TensorError : classes of an output of texts are asked for.
+    """
+    for wanted in call.outputs:
+        if wanted.n_classes and any(
+            spec.name == wanted.name and spec.datatype == "BYTES" for spec in signature.outputs
+        ):
+            raise TensorError(f"output {wanted.name!r} holds texts: it cannot be classified")
+
+
+def classified(call: Call, signature: Signature, outputs: Sequence[Array]) -> Sequence[Array]:
+    """The outputs, each whose classes were asked for as texts `value:index`, largest first."""
+    if not any(wanted.n_classes for wanted in call.outputs):
+        return outputs
+    changed = list(outputs)
+    names = [spec.name for spec in signature.outputs]
+    for wanted in call.outputs:
+        if wanted.n_classes:
+            k = names.index(wanted.name)
+            changed[k] = _classes(outputs[k], wanted, has_rows=signature.has_row_axis)
+    return changed
+
+
+def _classes(array: Array, wanted: OutputWanted, *, has_rows: bool) -> Array:
+    if array.dtype == BFLOAT16:
+        array = widened(array)
+    n_rows = array.shape[0] if has_rows else 1
+    rows = array.reshape(n_rows, -1) if array.size else np.zeros((n_rows, 0), array.dtype)
+    n_classes = min(wanted.n_classes, rows.shape[1])
+    # Largest first, the lower index among equals; NaN is no largest value and comes last.
+    if rows.dtype.kind == "f":
+        keys = np.where(np.isnan(rows), np.inf, -rows)
+        places = np.lexsort((np.isnan(rows), keys), axis=-1)
+    else:
+        places = np.argsort(rows[:, ::-1], axis=-1, kind="stable")[:, ::-1]
+        places = rows.shape[1] - 1 - places
+    form = "{:.6f}:{}" if rows.dtype.kind == "f" else "{:d}:{}"
+    texts = np.empty((n_rows, n_classes), np.object_)
+    for k in range(n_rows):
+        chosen = places[k, :n_classes]
+        values = rows[k, chosen].tolist()
+        pairs = zip(values, chosen.tolist(), strict=True)
+        texts[k] = [form.format(value, place) for value, place in pairs]
+    return texts if has_rows else texts[0]
 
 
 def _checked(tensor: Tensor, spec: TensorSpec, model: str) -> Array:

@@ -7,7 +7,7 @@ Source: Open Inference Protocol, "inference request JSON object".
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-from gateway.errors import BadRequestError, TensorError, TooLargeError, shown
-from gateway.protocol.call import Answer, Call, OutputWanted, Served, Tensor, choose
-from gateway.tensors import DTYPES, Array, datatype
+from gateway.errors import BadRequestError, TensorError, shown
+from gateway.protocol import raw
+from gateway.protocol.call import Call, OutputWanted, Tensor
+from gateway.tensors import BFLOAT16, DTYPES, Array, datatype, narrowed, widened
 from registry.signature import Signature
 
 _CODES = {
@@ -33,36 +34,18 @@ _JSON_KINDS = {
 }  # fmt: skip
 
 
-_JSON = ((b"content-type", b"application/json"),)
+NO_SHARED_MEMORY = "shared memory is not offered here; send the tensor itself"
+
+Tail = Callable[[int, str], memoryview]
+"""Takes so many bytes for the input of this name; raises TensorError when fewer are left."""
 
 
-class V2JSON:
-    """The protocol's JSON as a codec.
+def decode(body: bytes, tail: Tail | None = None) -> Call:
+    """A request body as a call.
 
     Parameters
     ----------
-    bytes_max : a longer body is refused; its numbers would take some thirty times its size
-    """
-
-    def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
-
-    def decode(self, body: bytes) -> Call:
-        """The body as a call; TooLargeError, BadRequestError or TensorError when it is none."""
-        if len(body) > self._bytes_max:
-            raise TooLargeError(
-                f"the JSON is longer than {self._bytes_max} bytes (limits.json_bytes_max)"
-            )
-        return decode(body)
-
-    def encode(self, call: Call, served: Served, outputs: Sequence[Array]) -> Answer:
-        """The answer, with the outputs that the call asked for."""
-        chosen = choose(call, served.signature, served.model)
-        return Answer(encode(served.json_head, call, served.signature, outputs, chosen), _JSON)
-
-
-def decode(body: bytes) -> Call:
-    """A request body as a call.
+    tail : gives the bytes of one input after the other, where tensors follow the JSON
 
     Raises
     ------
@@ -71,16 +54,16 @@ def decode(body: bytes) -> Call:
     """
     request, is_lenient = _parse(body)
     if type(request) is not dict:
-        raise BadRequestError(f"the body must be a JSON object, not {_kind(request)}")
+        raise BadRequestError(f"the body must be a JSON object, not {kind(request)}")
     inputs = request.get("inputs")
     if type(inputs) is not list or not inputs:
         raise BadRequestError("'inputs' must be a list of at least one tensor")
     if len(inputs) > 1024:
         raise BadRequestError(f"'inputs' has {len(inputs)} tensors; 1024 are allowed")
     may_hold_booleans = _mentions_booleans(body)
-    call = Call([_tensor(given, k, may_hold_booleans) for k, given in enumerate(inputs)])
+    call = Call([tensor(given, k, may_hold_booleans, tail) for k, given in enumerate(inputs)])
     if len(request) > 1:
-        _read_rest(request, call)
+        read_rest(request, call)
     if is_lenient:
         _refuse_lone_surrogates(call)
     return call
@@ -103,20 +86,23 @@ def encode(
     arrays : all outputs, in the model's order
     chosen : positions of those wanted
     """
-    parts = [head]
-    if call.id is not None:
-        parts += (b',"id":', orjson.dumps(call.id))
+    parts = start(head, call)
     before = b',"outputs":['
     for k in chosen:
         array = arrays[k]
         parts += (
             before,
             _output_head(signature.outputs[k].name, datatype(array), array.shape),
-            _data(array),
+            data(array),
         )
         before = b"},"
     parts.append(b"}]}")
     return b"".join(parts)
+
+
+def start(head: bytes, call: Call) -> list[bytes]:
+    """The first parts of an answer: who answers, and the request's id."""
+    return [head] if call.id is None else [head, b',"id":', orjson.dumps(call.id)]
 
 
 def answer_head(model: str, version: int) -> bytes:
@@ -129,9 +115,12 @@ def _output_head(name: str, kind: str, shape: tuple[int, ...]) -> bytes:
     return orjson.dumps({"name": name, "datatype": kind, "shape": shape})[:-1] + b',"data":'
 
 
-def _data(array: Array) -> bytes:
-    if array.dtype == np.object_ or array.dtype.kind in "US":
-        return orjson.dumps(array.ravel().tolist())
+def data(array: Array) -> bytes:
+    """The elements as a flat list."""
+    if array.dtype.kind in "OUSV":
+        if array.dtype != BFLOAT16:
+            return orjson.dumps(array.ravel().tolist())
+        array = widened(array)
     return orjson.dumps(array.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -156,27 +145,58 @@ def _parse(body: bytes) -> tuple[Any, bool]:
         raise BadRequestError(f"the body is not JSON: {error}") from None
 
 
-def _tensor(given: Any, k: int, may_hold_booleans: bool) -> Tensor:
+def tensor(given: Any, k: int, may_hold_booleans: bool, tail: Tail | None = None) -> Tensor:
+    """Input k; its data is in the JSON, or next in `tail`."""
+    name, datatype, shape, count = tensor_head(given, k)
+    if "parameters" in given and (size := _binary_size(given, name)) is not None:
+        if tail is None and size:
+            raise TensorError(
+                f"input {shown(name)}: no binary data follows the JSON; its length is told by the"
+                " header Inference-Header-Content-Length"
+            )
+        found = tail(size, name) if tail is not None else b""
+        return Tensor(name, datatype, shape, raw.read(found, datatype, shape, count, name))
+    if "data" not in given:
+        raise TensorError(f"input {shown(name)}: 'data' is missing")
+    flat = _flat(given["data"], given["shape"], count, name)
+    return Tensor(name, datatype, shape, _array(flat, datatype, shape, name, may_hold_booleans))
+
+
+def tensor_head(given: Any, k: int) -> tuple[str, str, tuple[int, ...], int]:
+    """Name, datatype and shape of input k, and how many elements that are."""
     if type(given) is not dict:
-        raise BadRequestError(f"inputs[{k}] must be an object, not {_kind(given)}")
+        raise BadRequestError(f"inputs[{k}] must be an object, not {kind(given)}")
     name = given.get("name")
     if type(name) is not str or not name:
         raise BadRequestError(f"inputs[{k}].name must be the name of a tensor")
-    kind = given.get("datatype")
-    if type(kind) is not str or kind not in DTYPES:
+    datatype = given.get("datatype")
+    if type(datatype) is not str or datatype not in DTYPES:
         raise TensorError(
-            f"input {shown(name)}: datatype {shown(kind)} is none of {', '.join(DTYPES)}"
+            f"input {shown(name)}: datatype {shown(datatype)} is none of {', '.join(DTYPES)}"
         )
     shape: Any = given.get("shape")
     count = _n_elements(shape, name)
-    if "data" not in given:
-        parameters = given.get("parameters")
-        if type(parameters) is dict and "binary_data_size" in parameters:
-            raise TensorError(f"input {shown(name)}: binary tensors are not read here; send 'data'")
-        raise TensorError(f"input {shown(name)}: 'data' is missing")
-    flat = _flat(given["data"], shape, count, name)
-    sizes = tuple(shape)
-    return Tensor(name, kind, sizes, _array(flat, kind, sizes, name, may_hold_booleans))
+    return name, datatype, tuple(shape), count
+
+
+def _binary_size(given: dict[str, Any], name: str) -> int | None:
+    """Bytes of an input that come after the JSON; None when its data is in the JSON."""
+    parameters = given["parameters"]
+    if parameters is None:
+        return None
+    if type(parameters) is not dict:
+        raise BadRequestError(
+            f"input {shown(name)}: 'parameters' must be an object, not {kind(parameters)}"
+        )
+    if "shared_memory_region" in parameters:
+        raise TensorError(f"input {shown(name)}: {NO_SHARED_MEMORY}")
+    if (size := parameters.get("binary_data_size")) is None:
+        return None
+    if type(size) is not int or size < 0:
+        raise TensorError(f"input {shown(name)}: binary_data_size must be an integer >= 0")
+    if "data" in given:
+        raise TensorError(f"input {shown(name)}: give 'data' or binary_data_size, not both")
+    return size
 
 
 def _n_elements(shape: Any, name: str) -> int:
@@ -199,7 +219,7 @@ def _flat(data: Any, shape: list[int], count: int, name: str) -> list[Any]:
     """The elements in row-major order; `data` is flat, or nested as `shape` says."""
     if type(data) is not list:
         if shape:
-            raise TensorError(f"input {shown(name)}: data must be a list, not {_kind(data)}")
+            raise TensorError(f"input {shown(name)}: data must be a list, not {kind(data)}")
         return [data]
     level = data
     if level and type(level[0]) is list:
@@ -210,7 +230,7 @@ def _flat(data: Any, shape: list[int], count: int, name: str) -> list[Any]:
         for size in shape[1:]:
             for inner in level:
                 if type(inner) is not list or len(inner) != size:
-                    got = f"{len(inner)} elements" if type(inner) is list else _kind(inner)
+                    got = f"{len(inner)} elements" if type(inner) is list else kind(inner)
                     raise TensorError(
                         f"input {shown(name)}: data is not nested as shape {shape} says:"
                         f" a list of {size} is expected where {got} came"
@@ -239,10 +259,24 @@ def _array(
         _refuse_others(values, {str}, kind, name)
     elif kind == "BOOL":
         _refuse_others(values, {bool}, kind, name)
+    elif values and kind == "BF16":
+        return _rounded(_array(values, "FP32", shape, name, may_hold_booleans), name)
     try:
         return np.array(values, dtype=DTYPES[kind]).reshape(shape)
     except (ValueError, OverflowError):
         raise TensorError(f"input {shown(name)}: no array can have shape {shown(shape)}") from None
+
+
+def _rounded(array: Array, name: str) -> Array:
+    """Numbers as BF16; JSON has them in decimal, so nearly all are rounded."""
+    rounded = narrowed(array)
+    lost = np.flatnonzero(np.isinf(widened(rounded)) & np.isfinite(array))
+    if len(lost):
+        raise TensorError(
+            f"input {shown(name)}: element {lost[0]} is {array.ravel()[lost[0]]};"
+            " BF16 cannot hold it: out of range"
+        )
+    return rounded
 
 
 @lru_cache(maxsize=256)
@@ -304,25 +338,32 @@ def _mentions_booleans(body: bytes) -> bool:
     return False
 
 
-def _read_rest(request: dict[str, Any], call: Call) -> None:
+def read_rest(request: dict[str, Any], call: Call) -> None:
     """Everything beside `inputs`; fields that the protocol does not know are passed over."""
     identity = request.get("id")
     if identity is not None:
         if type(identity) is not str:
-            raise BadRequestError(f"'id' must be text, not {_kind(identity)}")
+            raise BadRequestError(f"'id' must be text, not {kind(identity)}")
         call.id = identity
     outputs = request.get("outputs")
     if outputs is not None:
         if type(outputs) is not list or len(outputs) > 1024:
             raise BadRequestError("'outputs' must be a list of up to 1024 objects with a 'name'")
-        call.outputs = tuple(
-            OutputWanted(_output_name(output, k)) for k, output in enumerate(outputs)
-        )
-    parameters = request.get("parameters")
-    if parameters is None:
-        return
+        call.outputs = tuple(_wanted(output, k) for k, output in enumerate(outputs))
+        call.is_binary = any(wanted.is_binary for wanted in call.outputs)
+    if (parameters := request.get("parameters")) is not None:
+        _read_parameters(parameters, call)
+
+
+def _read_parameters(parameters: Any, call: Call) -> None:
+    """Those with a meaning here; of the rest, Triton's own are refused, as it does itself."""
     if type(parameters) is not dict:
-        raise BadRequestError(f"'parameters' must be an object, not {_kind(parameters)}")
+        raise BadRequestError(f"'parameters' must be an object, not {kind(parameters)}")
+    for name in parameters:
+        if name.startswith("triton_"):
+            raise BadRequestError(f"parameter {shown(name)} is reserved and may not be sent")
+    if parameters.get("binary_data_output") is not None and not call.outputs:
+        call.is_binary = _flag(parameters, "binary_data_output", "parameters")
     timeout = parameters.get("timeout")
     if timeout is not None:
         if type(timeout) is not int or timeout < 0:
@@ -330,11 +371,31 @@ def _read_rest(request: dict[str, Any], call: Call) -> None:
         call.timeout_s = timeout / 1e6 if timeout else None
 
 
-def _output_name(output: Any, k: int) -> str:
+def _wanted(output: Any, k: int) -> OutputWanted:
     name = output.get("name") if type(output) is dict else None
     if type(name) is not str:
         raise BadRequestError(f"outputs[{k}] must be an object with a 'name'")
-    return name
+    parameters = output.get("parameters")
+    if parameters is None:
+        return OutputWanted(name)
+    where = f"outputs[{k}].parameters"
+    if type(parameters) is not dict:
+        raise BadRequestError(f"{where} must be an object, not {kind(parameters)}")
+    if "shared_memory_region" in parameters:
+        raise BadRequestError(f"outputs[{k}]: {NO_SHARED_MEMORY}")
+    n_classes = parameters.get("classification")
+    if n_classes is None:
+        n_classes = 0
+    elif type(n_classes) is not int or n_classes < 1:
+        raise BadRequestError(f"{where}.classification must be an integer >= 1")
+    return OutputWanted(name, _flag(parameters, "binary_data", where), n_classes)
+
+
+def _flag(parameters: dict[str, Any], name: str, where: str) -> bool:
+    value = parameters.get(name)
+    if value is not None and type(value) is not bool:
+        raise BadRequestError(f"{where}.{name} must be true or false")
+    return value is True
 
 
 def _refuse_lone_surrogates(call: Call) -> None:
@@ -349,5 +410,6 @@ def _refuse_lone_surrogates(call: Call) -> None:
         raise BadRequestError("the body is not JSON: half a surrogate pair in a text") from None
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """What a JSON value is, in words."""
     return _JSON_KINDS.get(type(value), "something else")

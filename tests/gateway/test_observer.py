@@ -63,3 +63,18 @@ def test_columns_are_watched_by_name_and_position() -> None:
     monitor = seen.monitor
     monitor.update({"input:x[1]": rows[:, 1]})
     assert monitor.report("total").channels[1].scores["psi"].value == 0
+
+
+def test_batches_without_rows_are_nothing_to_watch() -> None:
+    """An empty batch is a legal request, and may be all that a slice holds."""
+    rows = np.arange(200, dtype=np.float32).reshape(100, 2)
+    empty = Observation("m", 1, [rows[:0]], [rows[:0, :1]], 0, 0)
+    seen = watch()
+    seen.count([empty])
+    seen.adopt(100)
+    seen.count([empty, *observations(rows, 10), empty])
+    seen.count([empty, empty])
+
+    assert seen.monitor is not None
+    assert seen.monitor.profile.n_rows == 100
+    assert seen.meters.observed.value == 0

@@ -153,7 +153,7 @@ NAMES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("doubles", request({**A, "datatype": "FP64"}, B), ("'a'", "FP32", "FP64")),
     ("no such type", request({**A, "datatype": "FLOAT"}, B), ("'a'", "FP32", "'FLOAT'")),
     ("lower case", request({**A, "datatype": "fp32"}, B), ("'a'", "FP32", "'fp32'")),
-    ("bfloat", request({**A, "datatype": "BF16"}, B), ("'a'", "FP32", "'BF16'")),
+    ("bfloat", request({**A, "datatype": "BF16"}, B), ("'a'", "FP32", "BF16")),
     ("type null", request({**A, "datatype": None}, B), ("'a'", "FP32", "None")),
     ("type list", request({**A, "datatype": ["FP32"]}, B), ("'a'", "FP32")),
     ("no data", request({k: v for k, v in A.items() if k != "data"}, B), ("'a'", "data")),
@@ -435,9 +435,9 @@ def test_a_wrong_deadline_is_refused(client: httpx.Client, value: str) -> None:
     check_refusal(got, 400, "x-request-timeout")
 
 
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "GZIP", "gzip, gzip"])
-def test_a_packed_body_is_415(client: httpx.Client, coding: str) -> None:
-    """Not spoken here yet: better said than read as broken JSON."""
+@pytest.mark.parametrize("coding", ["br", "zstd", "compress", "gzip, gzip"])
+def test_a_coding_that_is_not_spoken_is_415(client: httpx.Client, coding: str) -> None:
+    """Better said than read as broken JSON."""
     got = client.post("/v2/models/matrix/infer", json=GOOD, headers={"content-encoding": coding})
     body = check_refusal(got, 415, coding)
     assert body["code"] == "unsupported_encoding"
@@ -451,14 +451,14 @@ def test_identity_is_no_coding(client: httpx.Client) -> None:
     assert got.status_code == 200
 
 
-def test_binary_tensors_are_refused_by_their_header(client: httpx.Client) -> None:
-    """A JSON part shorter than the body: what follows it would be a tensor."""
+def test_bytes_that_no_tensor_claims_are_refused(client: httpx.Client) -> None:
+    """A JSON part shorter than the body: what follows it must be a tensor."""
     got = client.post(
         "/v2/models/matrix/infer",
         content=json.dumps(GOOD).encode() + b"\x00" * 12,
         headers={"inference-header-content-length": str(len(json.dumps(GOOD)))},
     )
-    check_refusal(got, 400, "binary")
+    check_refusal(got, 400, "12 bytes")
 
 
 def test_a_body_of_just_the_limit_is_read(client: httpx.Client) -> None:

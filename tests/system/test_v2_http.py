@@ -76,12 +76,12 @@ def test_health_answers_200_with_the_field_that_clients_read(
 
 
 def test_server_metadata_names_itself_and_announces_only_what_works(client: httpx.Client) -> None:
-    """Clients decide by `extensions`: binary tensors are not there yet, so they are not named."""
+    """Clients decide by `extensions`: shared memory is not there, so it is not named."""
     about = client.get("/v2").json()
 
     assert about["name"] == "driftgate"
     assert about["version"] == __version__
-    assert "binary_tensor_data" not in about["extensions"]
+    assert "system_shared_memory" not in about["extensions"]
 
 
 def test_model_metadata_tells_tensors_with_free_axes_as_minus_one(client: httpx.Client) -> None:
@@ -451,7 +451,6 @@ def test_a_wrong_verb_is_405_and_told_the_right_one(
 @pytest.mark.parametrize(
     ("path", "code"),
     [
-        ("/", "not_found"),
         ("/v3", "not_found"),
         ("/v2/", "not_found"),
         ("/v2/health/live/", "not_found"),

@@ -1,0 +1,219 @@
+"""Carries the calls with grpcio, on the worker's own event loop: the only file that knows grpcio.
+
+Handlers get bytes and give bytes, so that another carrier can take this one's place.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from gateway.config import ServerConfig
+from gateway.errors import GatewayError, StartError
+from gateway.grpc import health, reflection, service
+from gateway.grpc.health import Health
+from gateway.grpc.reflection import Reflection
+from gateway.grpc.service import Service
+from gateway.prediction import DataPlane
+from gateway.telemetry import event
+
+_GRACE_S = 30.0
+_DETAILS_MAX = 2000
+"""An error's text travels in a header, of which all together may have 8 KiB with most clients."""
+_METADATA_BYTES_MAX = 16 * 1024
+_PING_S_MIN = 10
+_SILENCE_S_MAX = 60
+_ID = "x-request-id"
+_ID_LENGTH_MAX = 128
+_STATUS = {status.name: status for status in grpc.StatusCode}
+
+
+class Carrier:
+    """One gRPC server of one worker.
+
+    Parameters
+    ----------
+    host : the address itself, no name: where HTTP listens
+    """
+
+    def __init__(self, plane: DataPlane, host: str) -> None:
+        services = (service.NAME, health.NAME, *reflection.NAMES)
+        self._config = plane.config
+        self._plane = plane
+        self._host = f"[{host}]" if ":" in host else host
+        self._service = Service(plane)
+        self._health = Health(plane, (service.NAME,))
+        self._reflection = Reflection(services)
+        self._server: Any = None
+        self._stopping: asyncio.Task[None] | None = None
+        self.port = 0
+        """Where it listens; known once it has started."""
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises
+        ------
+        StartError : the port was taken, or the certificate is none.
+        """
+        config = self._config
+        self._server = server = grpc.aio.server(
+            options=_options(config), maximum_concurrent_rpcs=config.limits.grpc_calls_max
+        )
+        server.add_generic_rpc_handlers(self._handlers())
+        address = f"{self._host}:{config.grpc_port}"
+        try:
+            if config.tls_cert:
+                self.port = server.add_secure_port(address, _credentials(config))
+            else:
+                self.port = server.add_insecure_port(address)
+        except RuntimeError:
+            raise StartError(
+                f"port {config.grpc_port} on {self._host}: cannot be had for gRPC; choose one with"
+                " --grpc-port, or look at the certificate"
+            ) from None
+        await server.start()
+
+    async def stop(self) -> None:
+        """Take nothing new, answer what is in flight, end; may be asked for twice."""
+        if self._stopping is None:
+            self._stopping = asyncio.ensure_future(self._stop())
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
+        if self._server is None:
+            return
+        self._health.close()
+        await self._service.close()
+        await self._server.stop(_GRACE_S)
+
+    def _handlers(self) -> tuple[Any, ...]:
+        calls = {
+            name: grpc.unary_unary_rpc_method_handler(self._unary(name, call.answer))
+            for name, call in self._service.calls.items()
+        }
+        calls["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer)
+        calls["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream_infer)
+        check = self._unary("Check", self._health.check)
+        return tuple(
+            grpc.method_handlers_generic_handler(name, handlers)
+            for name, handlers in (
+                (service.NAME, calls),
+                (
+                    health.NAME,
+                    {
+                        "Check": grpc.unary_unary_rpc_method_handler(check),
+                        "Watch": grpc.unary_stream_rpc_method_handler(self._watch),
+                    },
+                ),
+                *(
+                    (name, {
+                        "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(self._reflect)
+                    })
+                    for name in reflection.NAMES
+                ),
+            )
+        )  # fmt: skip
+
+    async def _infer(self, message: bytes, context: Any) -> bytes:
+        metadata = context.invocation_metadata()
+        if len(metadata) != 1 or metadata[0][0] != "user-agent":  # Most calls have nothing else.
+            await _echo_id(context)
+        try:
+            return await self._service.infer(message, context.time_remaining())
+        except GatewayError as error:
+            await _refuse(context, error)
+        except Exception:  # noqa: BLE001  no trace may reach a client
+            await _fail(context, "ModelInfer")
+        return b""
+
+    async def _stream_infer(self, messages: AsyncIterator[bytes], context: Any) -> None:
+        await _echo_id(context)
+        answers = self._service.stream(messages, context.time_remaining)
+        await _send(answers, context, "ModelStreamInfer")
+
+    async def _watch(self, message: bytes, context: Any) -> None:
+        await _send(self._health.watch(message), context, "Watch")
+
+    async def _reflect(self, messages: AsyncIterator[bytes], context: Any) -> None:
+        await _send(self._reflection.stream(messages), context, "ServerReflectionInfo")
+
+    def _unary(
+        self, name: str, answer: Callable[[bytes], Awaitable[bytes]]
+    ) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        async def call(message: bytes, context: Any) -> bytes:
+            await _echo_id(context)
+            try:
+                return await answer(message)
+            except GatewayError as error:
+                await _refuse(context, error)
+            except Exception:  # noqa: BLE001  no trace may reach a client
+                await _fail(context, name)
+            return b""
+
+        return call
+
+
+def _options(config: ServerConfig) -> list[tuple[str, int]]:
+    limits = config.limits
+    return [
+        ("grpc.max_receive_message_length", limits.grpc_message_bytes_max),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", _METADATA_BYTES_MAX),
+        ("grpc.max_concurrent_streams", limits.grpc_calls_max),
+        # Two servers on one port would share the calls between them, without a word.
+        ("grpc.so_reuseport", 0),
+        # Clients that ping an idle connection are well-behaved; those that flood are not.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _PING_S_MIN * 1000),
+        ("grpc.keepalive_time_ms", _SILENCE_S_MAX * 1000),
+    ]
+
+
+def _credentials(config: ServerConfig) -> Any:
+    try:
+        key, certificate = (Path(p).read_bytes() for p in (config.tls_key, config.tls_cert))
+    except OSError:
+        raise StartError("tls_cert and tls_key: cannot be read") from None
+    return grpc.ssl_server_credentials([(key, certificate)])
+
+
+async def _echo_id(context: Any) -> None:
+    """Give a request's id back. Only then: metadata of its own costs a system call."""
+    for name, value in context.invocation_metadata() or ():
+        if name == _ID and isinstance(value, str) and 0 < len(value) <= _ID_LENGTH_MAX:
+            await context.send_initial_metadata(((_ID, value),))
+            return
+
+
+async def _send(answers: AsyncGenerator[bytes, None], context: Any, name: str) -> None:
+    """Send one answer after the other, each when the client has room for it."""
+    # A call that is cancelled while it sends leaves the answers behind: they must end as well.
+    async with aclosing(answers):
+        try:
+            async for answer in answers:
+                try:
+                    await context.write(answer)
+                except grpc.aio.InternalError:  # All it can mean: the client is gone.
+                    return
+        except GatewayError as error:
+            await _refuse(context, error)
+        except Exception:  # noqa: BLE001  no trace may reach a client
+            await _fail(context, name)
+
+
+async def _refuse(context: Any, error: GatewayError) -> None:
+    trailing = [("x-driftgate-code", error.code)]
+    if error.retry_after_s is not None:
+        trailing.append(("retry-after", str(error.retry_after_s)))
+    await context.abort(_STATUS[error.grpc_status], str(error)[:_DETAILS_MAX], tuple(trailing))
+
+
+async def _fail(context: Any, name: str) -> None:
+    event("request_failed", logging.ERROR, path=name, exc=True)
+    await _refuse(context, GatewayError("internal error; the server's log says more"))
