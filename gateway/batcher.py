@@ -25,6 +25,8 @@ from gateway.errors import (
 from gateway.tensors import Array, stack
 
 Run = Callable[[list[Array]], list[Array]]
+Observe = Callable[[list[Array], list[Array], int], None]
+"""Is shown the inputs, outputs and rows of every run that succeeded; called on the loop."""
 
 _OVERRUN = 10
 """An inline run this many times longer than allowed is an overrun; two move the model."""
@@ -61,6 +63,9 @@ class _Waiting:
 
 _Part = tuple[_Waiting, int, int]
 """A request and its rows from .. to in one batch."""
+_Stack = tuple[list[Array], list[Array], int]
+"""Inputs, outputs and rows of one run."""
+_Outcome = list[Array] | GatewayError
 
 
 class BatchMeters:
@@ -119,6 +124,7 @@ class Batcher:
         inline_s_max: float,
         meters: BatchMeters,
         has_free_axes: bool = False,
+        observe: Observe | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._run = run
@@ -132,6 +138,7 @@ class Batcher:
         self._overrun_s = inline_s_max * _OVERRUN
         self._meters = meters
         self._has_free_axes = has_free_axes
+        self._observe = observe
         self._queue: deque[_Waiting] = deque()
         self.rows_queued = 0
         self._is_running = False
@@ -269,9 +276,9 @@ class Batcher:
         is_watched = self._probation > 0
         cpu = time.thread_time() if is_watched else 0.0
         start = time.perf_counter()
-        outcomes = self._outcomes(batch, inputs)
+        outcomes, stacks = self._outcomes(batch, inputs)
         run_s = time.perf_counter() - start
-        self._settle(batch, outcomes, run_s)
+        self._settle(batch, outcomes, stacks, run_s)
         if is_watched:
             self._probation -= 1
             if time.thread_time() - cpu > self._overrun_s:
@@ -285,48 +292,63 @@ class Batcher:
         """The session's own thread: one batch after another."""
         while (work := self._batches.get()) is not None:
             start = time.perf_counter()
-            outcomes = self._outcomes(*work)
+            outcomes, stacks = self._outcomes(*work)
             run_s = time.perf_counter() - start
-            self._loop.call_soon_threadsafe(self._finish, work[0], outcomes, run_s)
+            self._loop.call_soon_threadsafe(self._finish, work[0], outcomes, stacks, run_s)
 
     def _outcomes(
         self, batch: list[_Part], inputs: list[Array]
-    ) -> Sequence[list[Array] | GatewayError]:
-        """Each part's outputs or error: a batch that fails is run again part by part."""
+    ) -> tuple[list[_Outcome], list[_Stack]]:
+        """Each part's outputs or error, and what ran; a batch that fails runs again by parts."""
+        rows = sum(stop - start for _, start, stop in batch)
         try:
             outputs = self._run(inputs)
-            rows = sum(stop - start for _, start, stop in batch)
             if len(batch) > 1 and any(array.shape[:1] != (rows,) for array in outputs):
                 raise ModelFailedError("an output has not one row for each row of the inputs")  # noqa: TRY301  handled like any failure of a batch
         except Exception as error:  # noqa: BLE001  whatever it was, every future must be settled
             if len(batch) > 1:
-                return [self._outcomes([part], self._stacked([part]))[0] for part in batch]
+                again = [self._outcomes([part], self._stacked([part])) for part in batch]
+                return [one for ran, _ in again for one in ran], [s for _, ss in again for s in ss]
             if isinstance(error, GatewayError):
-                return [error]
-            return [ModelFailedError(f"the model failed on this input ({type(error).__name__})")]
+                return [error], []
+            kind = type(error).__name__
+            return [ModelFailedError(f"the model failed on this input ({kind})")], []
+        stacks: list[_Stack] = [(inputs, outputs, rows)]
         if len(batch) == 1:
-            return [outputs]
-        outcomes, at = [], 0
+            return [outputs], stacks
+        outcomes: list[_Outcome] = []
+        at = 0
         for _, start, stop in batch:
             to = at + stop - start
             outcomes.append([array[at:to] for array in outputs])
             at = to
-        return outcomes
+        return outcomes, stacks
 
     # -- from session to future
 
     def _finish(
-        self, batch: list[_Part], outcomes: Sequence[list[Array] | GatewayError], run_s: float
+        self,
+        batch: list[_Part],
+        outcomes: Sequence[_Outcome],
+        stacks: Sequence[_Stack],
+        run_s: float,
     ) -> None:
         self._is_running = False
         self._in_flight = []
-        self._settle(batch, outcomes, run_s)
+        self._settle(batch, outcomes, stacks, run_s)
         if self._queue and self._dispatch_at is None:
             self._dispatch()
 
     def _settle(
-        self, batch: list[_Part], outcomes: Sequence[list[Array] | GatewayError], run_s: float
+        self,
+        batch: list[_Part],
+        outcomes: Sequence[_Outcome],
+        stacks: Sequence[_Stack],
+        run_s: float,
     ) -> None:
+        if self._observe is not None:
+            for stack_ in stacks:
+                self._observe(*stack_)
         rows = sum(stop - start for _, start, stop in batch)
         self._meters.run_s.observe(run_s)
         self._meters.rows.observe(rows)

@@ -41,7 +41,7 @@ from registry.signature import Signature
 T = TypeVar("T")
 
 _SLICE = 2048
-"""Observations in one slice: short enough that the event loop is never held up for long."""
+"""Rows in one slice: short enough that the event loop is never held up for long."""
 _PAUSE_S = 0.1
 """Slices are taken up at most so often: larger ones cost less a row."""
 Scores = tuple[tuple[str, str, float, float], ...]

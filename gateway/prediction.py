@@ -116,10 +116,11 @@ async def infer(plane: DataPlane, codec: Codec, head: Head, body: bytes, start: 
         queue = variant.queue
         future = queue.submit(inputs, rows, timeout_s)
         outputs = await (_unless_gone(future, head.gone) if head.gone and queue.is_busy else future)
-        if plane.sample >= 1 or random.random() < plane.sample:  # noqa: S311  a sample, no secret
+        if 0 < plane.sample < 1 and random.random() < plane.sample:  # noqa: S311  no secret
             size = variant.row_bytes * rows or n_bytes(inputs) + n_bytes(outputs)
             observation = Observation(model, served.version, inputs, outputs, rows, size)
-            plane.tap.offer(observation, variant.tap_dropped)  # Never waits: drops when full.
+            # Never waits: drops when full. Where every request counts, runs are tapped instead.
+            plane.tap.offer(observation, variant.tap_dropped)
         given = classified(call, signature, outputs) if call.outputs else outputs
         answer = codec.encode(call, served, given)
     except asyncio.CancelledError:

@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from gateway.batcher import Batcher, BatchMeters
+from gateway.batcher import Batcher, BatchMeters, Observe
 from gateway.columns import named
 from gateway.config import ServerConfig
 from gateway.errors import (
@@ -26,6 +26,7 @@ from gateway.protocol import v2_json
 from gateway.protocol.call import Served
 from gateway.router import Meters, Model, Variant
 from gateway.runtime import Session, Trial
+from gateway.tap import Observation
 from gateway.telemetry import (
     ALARMS,
     BATCH_ROWS,
@@ -38,7 +39,7 @@ from gateway.telemetry import (
     Sample,
     event,
 )
-from gateway.tensors import DTYPES
+from gateway.tensors import DTYPES, Array, n_bytes
 from monitors import MonitorError, Profile
 from registry import catalog
 from registry.catalog import VersionFiles
@@ -228,6 +229,7 @@ class Sync:
             queue_rows_max=config.limits.queue_rows_max,
             inline_s_max=config.runtime.inline_s_max,
             has_free_axes=any(-1 in spec.row_shape for spec in signature.inputs),
+            observe=self._tapped(name, version, signature) if self._plane.sample >= 1 else None,
             meters=self._work[name, version],
         )
         self._batchers[name, version] = batcher
@@ -241,6 +243,17 @@ class Sync:
             work=self._work[name, version],
             can_batch=trial.can_batch,
         )
+
+    def _tapped(self, name: str, version: int, signature: Signature) -> Observe:
+        """Offers whole runs to the tap: their rows are stacked already."""
+        tap, bytes_a_row = self._plane.tap, row_bytes(signature)
+        dropped = self._plane.telemetry.counter(TAP_DROPPED, name, str(version))
+
+        def observe(inputs: list[Array], outputs: list[Array], rows: int) -> None:
+            size = bytes_a_row * rows or n_bytes(inputs) + n_bytes(outputs)
+            tap.offer(Observation(name, version, inputs, outputs, rows, size), dropped)
+
+        return observe
 
     async def _watch(self, files: VersionFiles, signature: Signature) -> None:
         labels = (files.model, str(files.version))

@@ -17,7 +17,7 @@ BLOCK_ROWS = 50
 
 @dataclass(slots=True)
 class Observation:
-    """One request with its answer. Arrays are shared, and nobody writes to them."""
+    """One run of a session, or one request with its answer. Nobody writes to the arrays."""
 
     model: str
     version: int
@@ -53,10 +53,12 @@ class Tap:
             self._is_calling = True
             self.called.set()
 
-    def take(self, n_max: int) -> list[Observation]:
-        """The oldest observations, `n_max` at most; called by one thread only."""
-        waiting = self._waiting
-        taken = [waiting.popleft() for _ in range(min(n_max, len(waiting)))]
+    def take(self, rows: int) -> list[Observation]:
+        """The oldest observations, until they hold so many rows; called by one thread only."""
+        waiting, taken, n = self._waiting, [], 0
+        while waiting and n < rows:
+            taken.append(waiting.popleft())
+            n += max(taken[-1].rows, 1)
         self._rows_out += sum(observation.rows for observation in taken)
         self._bytes_out += sum(observation.n_bytes for observation in taken)
         return taken

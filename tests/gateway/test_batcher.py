@@ -405,3 +405,26 @@ def test_closing_finishes_what_waits_and_takes_nothing_more(gate: threading.Even
     answers = asyncio.run(scenario())
 
     assert [float(answer[0][0, 0]) for answer in answers] == [1, 2, 3, 4]
+
+
+def test_every_run_that_succeeds_is_shown_once_with_its_rows_stacked() -> None:
+    """What the monitors see: whole runs, split and joined as they ran; failed requests never."""
+    shown: list[tuple[list[float], list[float], int]] = []
+
+    def observe(inputs: list[Array], outputs: list[Array], n: int) -> None:
+        shown.append((inputs[0].ravel().tolist(), outputs[0].ravel().tolist(), n))
+
+    async def scenario() -> None:
+        queue = batcher(Session(), rows_max=4, observe=observe)
+        futures = [queue.submit(rows(*values), len(values), 10) for values in ((1, 2), (-5,), (3,))]
+        futures.append(queue.submit(rows(*range(10, 16)), 6, 10))
+        await asyncio.gather(*futures, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+    assert shown == [
+        ([1, 2], [2, 3], 2),
+        ([3], [4], 1),
+        ([10, 11, 12, 13], [11, 12, 13, 14], 4),
+        ([14, 15], [15, 16], 2),
+    ]

@@ -27,7 +27,7 @@ def test_rows_are_taken_or_counted_as_dropped(steps: list[tuple[int, bool]]) -> 
         tap.offer(observation(rows), lost)
         offered += rows
         if takes:
-            taken += sum(seen.rows for seen in tap.take(3))
+            taken += sum(seen.rows for seen in tap.take(30))
         waiting = offered - lost.value - taken
         assert 0 <= waiting <= 100
     while more := tap.take(10):
