@@ -10,9 +10,9 @@ from gateway.config import ServerConfig
 from gateway.errors import ClientGoneError, DeadlineError, GatewayError, NotReadyError
 from gateway.protocol.call import Answer, Call, Codec, choose, classified, n_rows, refuse_texts
 from gateway.router import Meters, Table, Variant
-from gateway.tap import Observation, Tap
+from gateway.tap import Tap
 from gateway.telemetry import REJECTED, Telemetry
-from gateway.tensors import Array, n_bytes
+from gateway.tensors import Array
 
 _SMALL_BYTES = 256 * 1024
 """Larger bodies are decoded off the loop."""
@@ -117,10 +117,7 @@ async def infer(plane: DataPlane, codec: Codec, head: Head, body: bytes, start: 
         future = queue.submit(inputs, rows, timeout_s)
         outputs = await (_unless_gone(future, head.gone) if head.gone and queue.is_busy else future)
         if 0 < plane.sample < 1 and random.random() < plane.sample:  # noqa: S311  no secret
-            size = variant.row_bytes * rows or n_bytes(inputs) + n_bytes(outputs)
-            observation = Observation(model, served.version, inputs, outputs, rows, size)
-            # Never waits: drops when full. Where every request counts, runs are tapped instead.
-            plane.tap.offer(observation, variant.tap_dropped)
+            variant.observe(inputs, outputs, rows)  # Where every request counts, runs are tapped.
         given = classified(call, signature, outputs) if call.outputs else outputs
         answer = codec.encode(call, served, given)
     except asyncio.CancelledError:

@@ -1,7 +1,7 @@
 """Which variant answers a call. Tables are frozen: a request reads one and sees no change."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -92,10 +92,8 @@ class Variant:
 
     served: Served
     queue: Queue
-    row_bytes: int
-    """Memory that one observed row takes, about."""
-    tap_dropped: Counter
-    """Rows that the tap had no room for."""
+    observe: Callable[[list[Array], list[Array], int], None]
+    """Offers inputs, outputs and their rows to the monitors. Never waits: drops when full."""
     meters: Meters
     """Counts of calls that named no version."""
     about: Mapping[str, Any]

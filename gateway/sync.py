@@ -218,6 +218,7 @@ class Sync:
                 late=telemetry.counter(SHED, *labels, "deadline_exceeded"),
                 gone=telemetry.counter(SHED, *labels, "client_gone"),
             )
+        observe = self._tapped(name, version, signature)
         batcher = Batcher(
             session.run,
             model=name,
@@ -229,15 +230,14 @@ class Sync:
             queue_rows_max=config.limits.queue_rows_max,
             inline_s_max=config.runtime.inline_s_max,
             has_free_axes=any(-1 in spec.row_shape for spec in signature.inputs),
-            observe=self._tapped(name, version, signature) if self._plane.sample >= 1 else None,
+            observe=observe if self._plane.sample >= 1 else None,
             meters=self._work[name, version],
         )
         self._batchers[name, version] = batcher
         return Variant(
             served=Served(name, version, signature, v2_json.answer_head(name, version)),
             queue=batcher,
-            row_bytes=row_bytes(signature),
-            tap_dropped=telemetry.counter(TAP_DROPPED, *labels),
+            observe=observe,
             meters=self._meters[name, version],
             about=about(trial, config.batch.rows_max),
             work=self._work[name, version],
@@ -245,7 +245,7 @@ class Sync:
         )
 
     def _tapped(self, name: str, version: int, signature: Signature) -> Observe:
-        """Offers whole runs to the tap: their rows are stacked already."""
+        """Offers to the tap what ran: whole runs, whose rows are stacked already, or requests."""
         tap, bytes_a_row = self._plane.tap, row_bytes(signature)
         dropped = self._plane.telemetry.counter(TAP_DROPPED, name, str(version))
 
