@@ -17,13 +17,13 @@ from gateway.errors import BadRequestError, GatewayError, TensorError, TooLargeE
 from gateway.protocol.call import Answer, Call, Codec, Served
 from gateway.protocol.v1 import JSON, ValuesCall, by_name, call_of, in_columns, in_rows
 from gateway.protocol.v2_binary import LENGTH_HEADER
+from gateway.protocol.v2_json import kind
 from gateway.protocol.values import (
     COLUMNS_MAX,
     CSV,
     TABLE,
     Values,
     flat_values,
-    kind,
     read_json,
     text_values,
     values_of,

@@ -12,6 +12,7 @@ import orjson
 
 from gateway.errors import BadRequestError, TensorError, shown
 from gateway.protocol.call import Answer, Call, Served, choose
+from gateway.protocol.v2_json import kind
 from gateway.protocol.values import (
     COLUMNS_MAX,
     TENSORS,
@@ -20,7 +21,6 @@ from gateway.protocol.values import (
     bare,
     bound,
     flat_values,
-    kind,
     read_json,
     values_of,
 )

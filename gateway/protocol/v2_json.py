@@ -52,7 +52,7 @@ def decode(body: bytes, tail: Tail | None = None) -> Call:
     BadRequestError : not JSON, or not an inference request.
     TensorError : an input whose datatype, shape or data is wrong by itself.
     """
-    request, is_lenient = _parse(body)
+    request, is_lenient = parse(body, "an inference request")
     if type(request) is not dict:
         raise BadRequestError(f"the body must be a JSON object, not {kind(request)}")
     inputs = request.get("inputs")
@@ -124,13 +124,22 @@ def data(array: Array) -> bytes:
     return orjson.dumps(array.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _parse(body: bytes) -> tuple[Any, bool]:
-    """The body's JSON value, and whether the lenient parser had to read it."""
+def parse(body: bytes, wanted: str) -> tuple[Any, bool]:
+    """The body's JSON value, and whether the lenient parser had to read it.
+
+    Parameters
+    ----------
+    wanted : what to send in place of an empty body, in words
+
+    Raises
+    ------
+    BadRequestError : it is not JSON.
+    """
     try:
         return orjson.loads(body), False
     except orjson.JSONDecodeError as error:
         if not body.strip():
-            raise BadRequestError("the body is empty; send an inference request") from None
+            raise BadRequestError(f"the body is empty; send {wanted}") from None
         if b"NaN" not in body and b"Infinity" not in body:
             raise BadRequestError(f"the body is not JSON: {error}") from None
     # Bare NaN and Infinity are not JSON, but numeric clients write them, and a missing value is

@@ -7,16 +7,15 @@ event loop if it is large, and get their datatype when the call is bound.
 
 import base64
 import binascii
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import numpy as np
-import orjson
 
 from gateway.errors import BadRequestError, TensorError, TooLargeError, shown
+from gateway.protocol.v2_json import kind, parse
 from gateway.tensors import DTYPES, Array, narrowed, widened
 from registry.signature import Signature, TensorSpec
 
@@ -29,8 +28,6 @@ _NUMBERS: frozenset[type] = frozenset((int, float))
 _FLOATS = frozenset(("FP16", "BF16", "FP32", "FP64"))
 _MISSING = frozenset(("", "na", "n/a", "nan", "null", "none"))
 _TRUTH = {"true": True, "false": False}
-_KINDS = {bool: "true or false", str: "text", list: "a list", dict: "an object",
-          type(None): "null", int: "an integer", float: "a number"}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -70,23 +67,10 @@ def read_json(body: bytes, bytes_max: int) -> dict[str, Any]:
     """
     if len(body) > bytes_max:
         raise TooLargeError(f"the JSON is longer than {bytes_max} bytes (limits.json_bytes_max)")
-    value: Any
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        if not body.strip():
-            raise BadRequestError("the body is empty; send a prediction request") from None
-        if b"NaN" not in body and b"Infinity" not in body:
-            raise BadRequestError(f"the body is not JSON: {error}") from None
-        value = _lenient(body)
+    value, _ = parse(body, "a prediction request")
     if type(value) is not dict:
         raise BadRequestError(f"the body must be a JSON object, not {kind(value)}")
     return value
-
-
-def kind(value: Any) -> str:
-    """What a JSON value is, in words."""
-    return _KINDS.get(type(value), "something else")
 
 
 def values_of(nested: Any, name: str, noun: str = "input") -> Values:
@@ -387,17 +371,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _lenient(body: bytes) -> Any:
-    try:
-        return json.loads(body.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise BadRequestError("the body is not JSON: not valid UTF-8") from None
-    except RecursionError:
-        raise BadRequestError("the body is not JSON: nested too deep") from None
-    except ValueError as error:
-        raise BadRequestError(f"the body is not JSON: {error}") from None
 
 
 def _shape(shape: Sequence[int]) -> str:
