@@ -1,5 +1,32 @@
-"""Ways a registry directory can be wrong. No status here: gateway/ gives one where it answers."""
+"""Ways a registry directory can be wrong. No status here: gateway/ gives one where it answers.
+
+RegistryError
+|- WriteError        the disk says no: full, read-only, gone, broken
+`- UnsafeFileError   a file that is a link, no regular file, too large, or outside
+"""
+
+import errno
+import os
 
 
 class RegistryError(Exception):
     """Something in the registry directory is not as it must be."""
+
+
+class WriteError(RegistryError):
+    """A file could not be written; what was there before is there still."""
+
+    def __init__(self, name: str, error: OSError) -> None:
+        self.errno = error.errno or 0
+        """Of the system call that failed."""
+        reason = os.strerror(self.errno) if self.errno else type(error).__name__
+        super().__init__(f"{name!r} cannot be written: {reason}")
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is for want of space."""
+        return self.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class UnsafeFileError(RegistryError):
+    """A file that is not read as part of a version, with the reason."""
