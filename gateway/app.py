@@ -13,16 +13,32 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import __version__
 from gateway.config import ServerConfig
-from gateway.endpoints import about, admin, contracts, monitor, openapi, pages, repository
+from gateway.endpoints import (
+    about,
+    admin,
+    contracts,
+    labels,
+    monitor,
+    openapi,
+    pages,
+    repository,
+)
 from gateway.endpoints.predict import Predict, is_prediction
 from gateway.endpoints.route import Endpoint, no_such_path, routes
 from gateway.endpoints.stream import Stream, is_stream
+from gateway.labels import PredictionLog
+from gateway.labels.log import LogMeters
+from gateway.labels.rows import Bounds
 from gateway.observer import Observer
 from gateway.prediction import DataPlane
 from gateway.sync import Sync
 from gateway.tap import Tap
 from gateway.telemetry import (
     BUILD,
+    DEGRADED,
+    PREDICTIONS_FORGOTTEN,
+    PREDICTIONS_KEPT,
+    PREDICTIONS_LOST,
     QUEUED_ROWS,
     READY,
     REFUSED,
@@ -65,12 +81,14 @@ class App:
             from gateway.grpc import carrier  # noqa: PLC0415  grpcio takes its time to load
 
             self.carrier = carrier.Carrier(self.plane, grpc_host)
+        self.predictions = _prediction_log(config, self.telemetry)
         self._predict = Predict(self.plane)
         self._stream = Stream(self.plane)
         self.endpoints: list[Endpoint] = [
             *about.endpoints(self.plane),
             *repository.endpoints(self.plane),
             *monitor.endpoints(self.plane, self.observer, self.telemetry),
+            *labels.endpoints(self.plane, self.predictions, self.telemetry),
             *admin.endpoints(self.plane, self.observer),
             *contracts.endpoints(self.plane, self._predict),
             *openapi.endpoints(self.plane, self.declared),
@@ -101,6 +119,8 @@ class App:
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         if self.carrier is not None:
             await self.carrier.start()
+        if self.predictions is not None:
+            self.predictions.start()
         self.observer.start()
         loading = asyncio.create_task(self._load())
         try:
@@ -112,6 +132,8 @@ class App:
             await asyncio.gather(loading, return_exceptions=True)
             await self.sync.close()
             await self.observer.stop()
+            if self.predictions is not None:
+                await asyncio.to_thread(self.predictions.stop)
 
     async def _load(self) -> None:
         try:
@@ -133,3 +155,27 @@ class App:
         telemetry.source(BUILD, lambda: [((__version__,), 1.0)])
         telemetry.source(REFUSED, self.sync.refused_samples)
         telemetry.source(QUEUED_ROWS, self.sync.queued_samples)
+        if (log := self.predictions) is not None:
+            telemetry.source(DEGRADED, lambda: [(("labels",), float(log.problem is not None))])
+
+
+def _prediction_log(config: ServerConfig, telemetry: Telemetry) -> PredictionLog | None:
+    """Where predictions wait for labels; None when none are kept."""
+    if not config.labels.sample:
+        return None
+    from gateway.labels.store import Store  # noqa: PLC0415  SQLAlchemy takes its time to load
+
+    kept = config.labels
+    return PredictionLog(
+        Store(config.labels_url),
+        share=kept.sample / 100,
+        bounds=Bounds(kept.days, kept.bytes_max, kept.wait_s),
+        meters=LogMeters(
+            kept=telemetry.counter(PREDICTIONS_KEPT),
+            lost_full=telemetry.counter(PREDICTIONS_LOST, "queue_full"),
+            lost_ended=telemetry.counter(PREDICTIONS_LOST, "ended"),
+            forgotten=telemetry.counter(PREDICTIONS_FORGOTTEN),
+        ),
+        elements_max=kept.elements_max,
+        with_inputs=kept.inputs,
+    )

@@ -29,6 +29,7 @@ PLATFORM_VARIABLES = {
 }
 """What SageMaker and Vertex AI tell a container: over the default, under everything else."""
 
+_DATABASE = re.compile(r"sqlite:///.|postgres(ql(\+psycopg)?)?://")
 _PATH = re.compile(r"/[A-Za-z0-9._~:@!$&'()*+,;=/-]{0,1023}", re.ASCII)
 
 
@@ -110,6 +111,40 @@ class MonitorConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LabelsConfig:
+    """Which predictions are kept for the labels that arrive later, where and for how long."""
+
+    sample: float = 0.0
+    """Percent of requests whose predictions are kept, chosen by their id; 0: none, and labels are
+    refused."""
+    url: str = ""
+    """The database: `sqlite:///FILE`, or `postgresql://...` for several hosts; empty:
+    `labels.sqlite3` in the state directory."""
+    days: float = 30.0
+    """A prediction waits so many days for its label; its id is remembered for twice as long."""
+    bytes_max: int = 1024 * 1024 * 1024
+    """Bytes of the database; beyond it the oldest predictions go first."""
+    wait_s: float = 3600.0
+    """A label whose prediction is not there waits so long for it."""
+    inputs: bool = False
+    """Keep inputs beside outputs, for an export."""
+    elements_max: int = 64
+    """Values of one row of a tensor; a wider tensor is not kept."""
+
+    def __post_init__(self) -> None:
+        # An address may hold a password: it is never repeated.
+        is_known = not self.url or _DATABASE.match(self.url)
+        _refuse(
+            _within("labels.sample", self.sample, 0, 100),
+            None if is_known else "labels.url: must start with sqlite:/// or postgresql://",
+            _within("labels.days", self.days, 0.001, 3650),
+            _at_least("labels.bytes_max", self.bytes_max, 1024 * 1024),
+            _within("labels.wait_s", self.wait_s, 0, 30 * 86_400),
+            _at_least("labels.elements_max", self.elements_max, 1),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeConfig:
     """How sessions are opened and where they run."""
 
@@ -174,6 +209,7 @@ class ServerConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
@@ -215,6 +251,14 @@ class ServerConfig:
     def state_path(self) -> Path:
         """The directory of adopted profiles."""
         return Path(self.state_dir) if self.state_dir else Path(self.registry) / ".driftgate"
+
+    @property
+    def labels_url(self) -> str:
+        """The database of predictions and labels, as SQLAlchemy names it."""
+        scheme, _, rest = self.labels.url.partition("://")
+        if scheme.startswith("postgres"):
+            return f"postgresql+psycopg://{rest}"
+        return self.labels.url or f"sqlite:///{self.state_path / 'labels.sqlite3'}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@
     |  |- TensorError           400  one tensor of it is: name, datatype, shape or data
     |  `- InputRefusedError     400  it fits the signature, and the model still refuses its values
     |- NotFoundError            404  no such model, version or path
+    |- LabelsOffError           409  no predictions are kept, so labels would meet none
     |- MethodError              405  the path exists, the verb does not
     |- IdleError                408  a stream on which nothing moves
     |- TooLargeError            413  more bytes or rows than one request may have
@@ -16,6 +17,7 @@
     |- NotReadyError            503  nothing can answer yet, or any more
     |- ForbiddenError           403  not from here
     |- DeadlineError            504  the answer would come too late
+    |- StorageError             507  the disk or the database says no
     |- QueueFullError           429  as many rows wait as may wait
     |- ConfigError                   a setting is wrong; the server does not start
     `- StartError                    the server cannot start for a reason outside its settings
@@ -118,6 +120,20 @@ class MethodError(GatewayError):
         super().__init__(f"{method} is not allowed here; use {' or '.join(allowed)}")
 
 
+class LabelsOffError(GatewayError):
+    """No predictions are kept, so labels would meet none."""
+
+    code = "labels_off"
+    status = 409
+    grpc_status = "FAILED_PRECONDITION"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no predictions are kept here, so labels would meet none;"
+            " serve with --labels-sample 100"
+        )
+
+
 class IdleError(GatewayError):
     """Nothing came on a stream for too long: it is ended, its connection is of use to others."""
 
@@ -215,6 +231,14 @@ class DeadlineError(GatewayError):
         super().__init__(f"model {model!r}: no answer within {timeout_s:g} s")
 
 
+class StorageError(GatewayError):
+    """What must be on disk before it is answered cannot be written now."""
+
+    code = "storage_unavailable"
+    status = 507
+    grpc_status = "UNAVAILABLE"
+
+
 class ConfigError(GatewayError):
     """A setting is wrong. `problems` holds every one that was found."""
 
@@ -241,6 +265,7 @@ ALL = (
     ModelNotNamedError,
     VersionNotFoundError,
     MethodError,
+    LabelsOffError,
     IdleError,
     TooLargeError,
     EncodingError,
@@ -253,6 +278,7 @@ ALL = (
     NotReadyError,
     VersionRefusedError,
     DeadlineError,
+    StorageError,
 )
 """Every error that can reach a client: docs/reference/errors.md lists them, a test compares."""
 

@@ -30,20 +30,32 @@ class Connection:
         self._client.close()
 
     def call(
-        self, method: str, path: str, *, body: object = None, query: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object = None,
+        query: dict[str, str] | None = None,
+        content: tuple[str, bytes] | None = None,
     ) -> Any:
         """The JSON answer of the server; a NaN in `body` is sent as the server reads it: bare.
+
+        Parameters
+        ----------
+        content : instead of `body`, what is no JSON: its type and bytes
 
         Raises
         ------
         StartError : nobody answers at that address.
         GatewayError : the server's own sentence.
         """
-        content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-        headers = {"content-type": "application/json"} if content else None
+        if content is None and body is not None:
+            content = ("application/json", json.dumps(body, separators=(",", ":")).encode())
+        kind, sent = content or ("", None)
+        headers = {"content-type": kind} if kind else None
         try:
             answer = self._client.request(
-                method, self._server + path, content=content, params=query, headers=headers
+                method, self._server + path, content=sent, params=query, headers=headers
             )
             value = answer.json()
         except (httpx.HTTPError, httpx.InvalidURL):

@@ -144,6 +144,35 @@ DRIFT_LINE = _declare(
 )
 ALARMS = _declare(Family("driftgate_alarms_total", "counter", "Alarms opened.", _VERSION))
 ALARMS_OPEN = _declare(Family("driftgate_alarms_open", "gauge", "Alarms open now.", _VERSION))
+LABELS = _declare(
+    Family("driftgate_labels_total", "counter", "Labels received, by what became of them.", ("is",))
+)
+PREDICTIONS_KEPT = _declare(
+    Family("driftgate_predictions_kept_total", "counter", "Rows written down to wait for labels.")
+)
+PREDICTIONS_LOST = _declare(
+    Family(
+        "driftgate_predictions_lost_total",
+        "counter",
+        "Rows that should have been written down and were not: queue_full, ended.",
+        ("reason",),
+    )
+)
+PREDICTIONS_FORGOTTEN = _declare(
+    Family(
+        "driftgate_predictions_forgotten_total",
+        "counter",
+        "Rows let go after labels.days, or beyond labels.bytes_max.",
+    )
+)
+DEGRADED = _declare(
+    Family(
+        "driftgate_degraded",
+        "gauge",
+        "1 while a part does not work although predictions do: labels (cannot be written).",
+        ("what",),
+    )
+)
 REFUSED = _declare(
     Family(
         "driftgate_versions_refused",

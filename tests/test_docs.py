@@ -426,8 +426,10 @@ def subcommands() -> dict[str, Any]:
 
 
 def options_of(name: str) -> set[str]:
-    """Long options of a command."""
-    parameters = subcommands()[name].params
+    """Long options of a command, or of all commands of a group."""
+    command = subcommands()[name]
+    below = getattr(command, "commands", {}).values()
+    parameters = [*command.params, *(p for one in below for p in one.params)]
     return {
         option
         for parameter in parameters

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from gateway import __version__
-from gateway.cli import demo, drift, models, profile, serve
+from gateway.cli import demo, drift, labels, models, profile, serve
 from gateway.errors import ConfigError, GatewayError
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ app.command("demo")(demo.demo)
 app.command("models")(models.models)
 app.command("drift")(drift.drift)
 app.command("profile")(profile.profile)
+app.add_typer(labels.app, name="labels")
 
 
 def main() -> None:

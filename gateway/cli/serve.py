@@ -38,6 +38,9 @@ def serve(  # noqa: PLR0917  typer reads options from the parameters
     adopt_rows: Annotated[
         int | None, typer.Option(help="Adopt a reference from the first so many rows.")
     ] = None,
+    labels_sample: Annotated[
+        float | None, typer.Option(help="Percent of predictions that are kept for labels.")
+    ] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, json or text.")] = None,
 ) -> None:
     """Serve the models of a registry directory."""
@@ -56,6 +59,7 @@ def serve(  # noqa: PLR0917  typer reads options from the parameters
             "monitor.sample": monitor_sample,
             "monitor.window_rows": monitor_window_rows,
             "monitor.adopt_rows": adopt_rows,
+            "labels.sample": labels_sample,
             "log.format": log_format,
         },
         file=config_file,

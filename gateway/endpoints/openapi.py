@@ -414,6 +414,15 @@ _DRIFT = _object(
     {"message": _TEXT},
 )
 
+_TRUTH: Schema = {"type": ["number", "boolean", "string"]}
+_LABEL: Schema = {
+    **_object(
+        {"id": _TEXT, "label": {"anyOf": [_TRUTH, {"type": "array", "items": _TRUTH}]}},
+        {"model": _NAME},
+    ),
+    "additionalProperties": False,
+}
+
 CONTENTS: Mapping[str, Content] = {
     **{f"Data.{kind}": Content(JSON, _nested(kind, element)) for kind, element in _DATA.items()},
     "Any": Content(JSON, {}),
@@ -472,6 +481,24 @@ CONTENTS: Mapping[str, Content] = {
     }))})),
     "DriftSummary": Content(JSON, _object({"models": _list_of(_DRIFT_LINE)})),
     "Drift": Content(JSON, _DRIFT),
+    "LabelsRequest": Content(
+        JSON,
+        {"anyOf": [
+            _list_of(_LABEL),
+            {
+                **_object({"labels": _list_of(_LABEL)}, {"model": _NAME}),
+                "additionalProperties": False,
+            },
+        ]},
+        also=("text/csv", "application/msgpack"),
+    ),
+    "LabelsAnswer": Content(JSON, _object({
+        **dict.fromkeys(
+            ("joined", "duplicate", "unknown", "late", "not_sampled", "conflict", "invalid"), _COUNT
+        ),
+        "problems": _list_of(_object({"at": _COUNT, "id": _TEXT, "is": _TEXT, "reason": _TEXT})),
+        "problems_left_out": _COUNT,
+    })),
     "AdminModels": Content(JSON, _object({"models": _list_of(_ABOUT_MODEL)})),
     "AdminModel": Content(JSON, _ABOUT_MODEL),
     "AdoptRequest": Content(

@@ -1,0 +1,173 @@
+"""Labels over HTTP and by command: every format, every verdict, and a disk that says no."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgpack
+import pytest
+
+from gateway.labels.rows import Kept, pack
+from gateway.labels.store import Store
+from tests import models
+from tests.serving import Server, driftgate, request, serve, tensor
+
+NOTHING = dict.fromkeys(
+    ("joined", "duplicate", "unknown", "late", "not_sampled", "conflict", "invalid"), 0
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    registry = tmp_path_factory.mktemp("labels")
+    models.put(registry, "m", 1, models.identity())
+    models.put(registry, "words", 1, models.identity("BYTES"))
+    settings = {"state_dir": registry / "state", "labels.sample": 100}
+    with serve(registry, settings) as running:
+        running.store = Store(f"sqlite:///{registry / 'state' / 'labels.sqlite3'}")
+        yield running
+        running.store.close()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        yield client
+
+
+def keep(server: Server, request: str, rows: int = 1, model: str = "m") -> None:
+    """A prediction, written by another process: as by another worker of the host."""
+    server.store.keep([
+        Kept(request, k, model, 1, "primary", "champion", time.time(), 1.0, 1.0, None,
+             pack({"y": 0.5}), None)
+        for k in range(rows)
+    ])  # fmt: skip
+
+
+def send(client: httpx.Client, labels: Any, **query: str) -> dict[str, Any]:
+    answer = client.post("/labels", json=labels, params=query)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def counts(answer: dict[str, Any]) -> dict[str, int]:
+    return {name: n for name, n in answer.items() if name in NOTHING and n}
+
+
+def test_labels_join_by_prediction_id_in_every_format(server: Server, client: httpx.Client) -> None:
+    """JSON, MessagePack and CSV; the second time each is a duplicate."""
+    label = {"id": "j/0", "label": 1, "model": "m"}
+    for name, kind, body in [
+        ("j", "application/json", json.dumps([label])),
+        ("p", "application/msgpack", msgpack.packb({"labels": [{**label, "id": "p/0"}]})),
+        ("c", "text/csv", "id,label,model\nc/0,1,m\n"),
+    ]:
+        keep(server, name)
+        for verdict in ("joined", "duplicate"):
+            answer = client.post("/labels", content=body, headers={"content-type": kind})
+            assert counts(answer.json()) == {verdict: 1}, (kind, answer.text)
+
+
+def test_every_verdict_is_told_with_its_reason(server: Server, client: httpx.Client) -> None:
+    """One bad label never refuses the others."""
+    keep(server, "v", rows=3)
+    keep(server, "w", model="words")
+    answer = send(client, [
+        {"id": "v/0", "label": 1, "model": "m"},
+        {"id": "v/0", "label": 0, "model": "m"},
+        {"id": "v/1", "label": True},
+        {"id": "v", "label": [1, 1]},
+        {"id": "w", "label": "a cat"},
+        {"id": "w", "label": 3},
+        {"id": "nobody/0", "label": 1, "model": "m"},
+        {"id": "nobody", "label": 1},
+        {"id": "v/2", "label": "much", "model": "m"},
+        {"id": "v/2", "label": 1, "model": "mm"},
+        {"id": 7, "label": 1},
+        {"id": "no label"},
+    ])  # fmt: skip
+
+    assert counts(answer) == {"joined": 3, "conflict": 1, "unknown": 2, "invalid": 6}
+    assert {problem["at"]: problem["is"] for problem in answer["problems"]} == {
+        1: "conflict", 3: "invalid", 5: "invalid", 6: "unknown", 7: "unknown", 8: "invalid",
+        9: "invalid", 10: "invalid", 11: "invalid",
+    }  # fmt: skip
+    assert [found.label for found in server.store.joined("words")] == ["a cat"]
+    metrics = client.get("/metrics").text
+    assert 'driftgate_labels_total{is="conflict"} 1.0' in metrics
+    assert 'driftgate_degraded{what="labels"} 0.0' in metrics
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "code"),
+    [
+        (b"{", "application/json", 400, "bad_request"),
+        (b"\xc1", "application/msgpack", 400, "bad_request"),
+        (b"a,b\n1,2\n", "text/csv", 400, "bad_request"),
+        (b"[]", "multipart/form-data", 415, "unsupported_media_type"),
+        (b" " * 13_000_000, "application/json", 413, "too_large"),
+    ],
+)
+def test_a_wrong_body_is_refused_whole(
+    client: httpx.Client, body: bytes, kind: str, status: int, code: str
+) -> None:
+    """With a sentence and a code, as everywhere."""
+    answer = client.post("/labels", content=body, headers={"content-type": kind})
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+def test_a_file_of_labels_is_sent_by_command(server: Server, tmp_path: Path) -> None:
+    """Twelve thousand in several requests; what is wrong is told by its place in the file."""
+    for k in range(120):
+        keep(server, f"f{k}", rows=100)
+    lines = [f"f{k // 100}/{k % 100},{k % 2}" for k in range(12_000)]
+    lines[7_000] = "f70/0,perhaps"
+    table = tmp_path / "labels.csv"
+    table.write_text("id,label\n" + "\n".join(lines) + "\n")
+    words = ("labels", "import", str(table), "--model", "m", "--server", server.url)
+
+    first, again = driftgate(*words), driftgate(*words, "--json")
+
+    assert first.returncode == 2
+    assert "11999 joined, 1 invalid" in first.stdout
+    assert "label 7001 (f70/0): invalid" in first.stdout
+    assert json.loads(again.stdout)["duplicate"] == 11_999
+    lines = tmp_path / "labels.jsonl"
+    lines.write_text('{"id": "w2", "label": "dog", "model": "words"}\n\n')
+    sent = driftgate("labels", "import", str(lines), "--server", server.url)
+    assert sent.returncode == 0
+    assert sent.stdout.startswith("1 unknown\nlabel 1 (w2): unknown: no prediction of this id")
+
+
+def test_without_a_place_for_labels_predictions_go_on_and_it_is_shown(tmp_path: Path) -> None:
+    """A file where the directory should be: 507 for labels, 200 for predictions, a gauge at 1."""
+    models.put(tmp_path / "models", "m", 1, models.identity())
+    (tmp_path / "file").touch()
+    settings = {
+        "labels.sample": 100,
+        "labels.url": f"sqlite:///{tmp_path}/file/labels.sqlite3",
+    }
+    with serve(tmp_path / "models", settings) as server, server.client() as client:
+        label = client.post("/labels", json=[{"id": "a/0", "label": 1, "model": "m"}])
+        body = request(tensor("x", "FP32", [1], [1.0]))
+        prediction = client.post("/v2/models/m/infer", json=body)
+
+    assert (label.status_code, label.json()["code"]) == (507, "storage_unavailable")
+    assert str(tmp_path) not in label.text
+    assert prediction.status_code == 200
+
+
+def test_where_no_predictions_are_kept_labels_are_refused(tmp_path: Path) -> None:
+    """With the setting that would change that."""
+    models.put(tmp_path, "m", 1, models.identity())
+    with serve(tmp_path) as server, server.client() as client:
+        answer = client.post("/labels", json=[{"id": "a", "label": 1}])
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "labels_off")
+    assert "--labels-sample" in answer.json()["error"]
+    assert not list(tmp_path.rglob("labels*"))
