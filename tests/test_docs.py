@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import typer
@@ -33,6 +34,7 @@ from gateway.cli import app as command_line
 from gateway.endpoints.predict import Predict, is_prediction
 from gateway.endpoints.stream import is_stream
 from monitors import Profile
+from registry import buckets, routes
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").rglob("*.md"))
@@ -469,6 +471,23 @@ def test_profile_page_lists_the_fields_that_are_written() -> None:
         assert channel["kind"] == channel["name"]
         documented = {row[0] for row in of_channel if channel["kind"] in row[1] or row[1] == "all"}
         assert documented == set(channel), channel["kind"]
+
+
+def test_route_page_lists_every_field_with_its_default() -> None:
+    """Same parts and fields, in the same order, as the declarations; each with a meaning."""
+    listed = table("docs/reference/route-format.md", "part", "field", "default")
+    declared = [
+        [part.__name__, entry.name, "needed" if entry.required else ""]
+        for part in routes.PARTS
+        for entry in msgspec.structs.fields(part)
+    ]
+
+    assert [row[:2] for row in listed] == [row[:2] for row in declared]
+    assert [row[2] == "needed" for row in listed] == [row[2] == "needed" for row in declared]
+    assert [row[1] for row in listed if len(row[3]) < 10] == []
+    vectors = table("docs/reference/route-format.md", "salt", "unit", "bucket")
+    for salt, unit, bucket in vectors:
+        assert buckets.bucket_of(bytes.fromhex(salt), unit) == int(bucket)
 
 
 def test_python_page_names_everything_that_monitors_exports() -> None:
