@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from registry import buckets
-from registry.buckets import N, Buckets, BucketsError, bucket_of, moved
+from registry.buckets import Buckets, BucketsError, N, bucket_of, moved
 
 SALTS = [bytes(range(k, k + 16)) for k in range(3)]
 UNITS = [f"user-{k}" for k in range(100_000)]
@@ -98,7 +98,7 @@ def test_tables_hold_the_weights_and_move_no_more_than_they_must(
     """The least that can move is half the sum of the changes; more never does."""
     table = Buckets.all_to("champion")
     for weights in steps:
-        before = {name: 0 for name in NAMES} | table.weights()
+        before = dict.fromkeys(NAMES, 0) | table.weights()
         after = table.moved_to(weights, seed)
 
         assert after.weights() == {name: n for name, n in weights.items() if n}
@@ -119,7 +119,8 @@ def test_a_variant_under_a_new_name_keeps_its_units() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "0-9999", "0-9999:", "0-9998:a", "0-10000:a", "1-9999:a", "0-10:a,12-9999:a",
-     "0-10:a,11-9:a", "a-b:c", "0-9999:a,", "-1-9999:a", "٠-9999:a", "0-99999999999999999999:a"],
+     "0-10:a,11-9:a", "a-b:c", "0-9999:a,", "-1-9999:a", "\u0660-9999:a",
+     "0-99999999999999999999:a"],
 )  # fmt: skip
 def test_a_table_that_cannot_be_is_refused(text: str) -> None:
     """Ranges follow each other from 0 to 9999, or there is no table."""
