@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from gateway import __version__
+from gateway.access import Access
 from gateway.config import ServerConfig
 from gateway.endpoints import (
     about,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from gateway.grpc.carrier import Carrier
 
 _GC_OBJECTS = 50_000
+_REFRESH_S = 1.0
 
 Ready = Callable[[DataPlane], None]
 
@@ -70,6 +72,7 @@ class App:
         grpc_host : the address to carry the same calls over gRPC at; None: over HTTP only
         """
         self.config = config
+        self.access = Access(config)
         self.telemetry = Telemetry()
         tap = Tap(config.monitor.tap_rows_max, config.monitor.tap_bytes_max)
         self.plane = DataPlane(config, self.telemetry, tap)
@@ -80,12 +83,12 @@ class App:
         if grpc_host is not None:
             from gateway.grpc import carrier  # noqa: PLC0415  grpcio takes its time to load
 
-            self.carrier = carrier.Carrier(self.plane, grpc_host)
+            self.carrier = carrier.Carrier(self.plane, self.access, grpc_host)
         self.predictions = _prediction_log(config, self.telemetry)
-        self._predict = Predict(self.plane)
-        self._stream = Stream(self.plane)
+        self._predict = Predict(self.plane, self.access)
+        self._stream = Stream(self.plane, self.access)
         self.endpoints: list[Endpoint] = [
-            *about.endpoints(self.plane),
+            *about.endpoints(self.plane, self.access),
             *repository.endpoints(self.plane),
             *monitor.endpoints(self.plane, self.observer, self.telemetry),
             *labels.endpoints(self.plane, self.predictions, self.telemetry),
@@ -95,7 +98,7 @@ class App:
             *pages.endpoints(self.plane, self.declared),
         ]
         self._rest = Starlette(
-            routes=routes(self.endpoints),
+            routes=routes(self.endpoints, self.access),
             lifespan=self._lifespan,
             exception_handlers={HTTPException: no_such_path},
         )
@@ -123,17 +126,25 @@ class App:
             self.predictions.start()
         self.observer.start()
         loading = asyncio.create_task(self._load())
+        refreshing = asyncio.create_task(self._refresh())
         try:
             yield
         finally:
             if self.carrier is not None:
                 await self.carrier.stop()
             loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
+            refreshing.cancel()
+            await asyncio.gather(loading, refreshing, return_exceptions=True)
             await self.sync.close()
             await self.observer.stop()
             if self.predictions is not None:
                 await asyncio.to_thread(self.predictions.stop)
+
+    async def _refresh(self) -> None:
+        """Look at the file of keys again and again: a revoked key ends without a restart."""
+        while True:
+            await asyncio.sleep(_REFRESH_S)
+            self.access.refresh()
 
     async def _load(self) -> None:
         try:

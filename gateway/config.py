@@ -69,6 +69,21 @@ class LimitsConfig:
     """Bytes in one gRPC message, unpacked; more is answered RESOURCE_EXHAUSTED."""
     grpc_calls_max: int = 1000
     """gRPC calls and open streams at a time; more are answered RESOURCE_EXHAUSTED."""
+    head_s_max: float = 10.0
+    """Longest time for the headers of a request to arrive; then 408."""
+    body_s_max: float = 30.0
+    """Time for a body to arrive, however slowly; later it must have come with at least
+    `body_rate_min` on average, or is answered 408."""
+    body_rate_min: int = 10 * 1024
+    """Bytes a second."""
+    head_bytes_max: int = 16 * 1024
+    """Bytes of all headers of a request; more are answered 431. Of its path, half as many."""
+    headers_max: int = 100
+    """Headers of a request; more are answered 431."""
+    connections_max: int = 1000
+    """HTTP connections of one worker; more are answered 503 and closed."""
+    connections_per_address_max: int = 100
+    """The same from one address beyond this machine. Raise it behind a proxy."""
 
     def __post_init__(self) -> None:
         _refuse(
@@ -79,6 +94,13 @@ class LimitsConfig:
             _within("limits.timeout_s", self.timeout_s, 0.001, 3600),
             _within("limits.grpc_message_bytes_max", self.grpc_message_bytes_max, 1, 2**31 - 1),
             _within("limits.grpc_calls_max", self.grpc_calls_max, 1, 1_000_000),
+            _within("limits.head_s_max", self.head_s_max, 0.1, 3600),
+            _within("limits.body_s_max", self.body_s_max, 0.1, 3600),
+            _at_least("limits.body_rate_min", self.body_rate_min, 0),
+            _within("limits.head_bytes_max", self.head_bytes_max, 1024, 1024 * 1024),
+            _within("limits.headers_max", self.headers_max, 10, 10_000),
+            _at_least("limits.connections_max", self.connections_max, 1),
+            _at_least("limits.connections_per_address_max", self.connections_per_address_max, 1),
         )
 
 
@@ -197,8 +219,15 @@ class ServerConfig:
     """PEM file of the certificate, and what it is signed by: HTTP and gRPC speak TLS only."""
     tls_key: str = ""
     """PEM file of its private key."""
+    tls_client_ca: str = ""
+    """PEM file of authorities: only clients with a certificate of theirs may connect."""
+    keys: str = ""
+    """File of keys (`driftgate keys add`), or its JSON: then all but health needs a key."""
     insecure: bool = False
-    """Serve beyond loopback although nobody has to show a key. Admin paths stay closed there."""
+    """Serve predictions and monitors to whoever can reach the port. Admin paths need a key."""
+    hosts: str = ""
+    """Names that requests may have in their Host header, with commas between them, or `*` for any;
+    empty: this machine's own on loopback, any beyond it."""
     model: str = ""
     """The model that is asked by paths without a model's name, such as /invocations; empty: the
     only one there is."""
@@ -214,7 +243,7 @@ class ServerConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        is_open = not self.is_local and not self.insecure
+        is_open = not (self.is_local or self.insecure or self.keys or self.tls_client_ca)
         _refuse(
             _within("port", self.port, 0, 65_535),
             _within("grpc_port", self.grpc_port, 0, 65_535),
@@ -223,16 +252,24 @@ class ServerConfig:
             else None,
             *(
                 f"{key} = {file!r}: no such file"
-                for key, file in (("tls_cert", self.tls_cert), ("tls_key", self.tls_key))
+                for key, file in (
+                    ("tls_cert", self.tls_cert),
+                    ("tls_key", self.tls_key),
+                    ("tls_client_ca", self.tls_client_ca),
+                )
                 if file and not Path(file).is_file()
             ),
+            "tls_client_ca: clients show certificates over TLS only; give tls_cert and tls_key"
+            if self.tls_client_ca and not self.tls_cert
+            else None,
             f"model = {self.model!r}: cannot be the name of a model"
             if self.model and not names.is_model(self.model)
             else None,
             _path("predict_path", self.predict_path),
             _path("health_path", self.health_path),
             f"host = {self.host!r}: reachable beyond this machine, and nobody has to show a"
-            " key; serve on 127.0.0.1, or say --insecure to open predictions and monitors"
+            " key; give --keys (driftgate keys add), serve on 127.0.0.1, or say --insecure to open"
+            " predictions and monitors"
             if is_open
             else None,
         )

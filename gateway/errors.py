@@ -2,12 +2,16 @@
 
     GatewayError
     |- BadRequestError          400  the request itself is wrong
+    |  |- HostError             400  no host, several, or one that is not this server
     |  |- TensorError           400  one tensor of it is: name, datatype, shape or data
     |  `- InputRefusedError     400  it fits the signature, and the model still refuses its values
     |- NotFoundError            404  no such model, version or path
     |- LabelsOffError           409  no predictions are kept, so labels would meet none
     |- MethodError              405  the path exists, the verb does not
     |- IdleError                408  a stream on which nothing moves
+    |- SlowRequestError         408  a request that does not arrive in time
+    |- HeadTooLargeError        431  too many headers, or too long ones
+    |- BusyError                503  as many connections as may be
     |- TooLargeError            413  more bytes or rows than one request may have
     |- EncodingError            415  a content coding that is not spoken here
     |- MediaTypeError           415  a type of body that the path does not read
@@ -15,7 +19,8 @@
     |- ClientGoneError          499  nobody is left to answer (never sent)
     |- ModelFailedError         500  the model failed on input that fits its signature
     |- NotReadyError            503  nothing can answer yet, or any more
-    |- ForbiddenError           403  not from here
+    |- UnauthenticatedError     401  no key, or none that is known
+    |- ForbiddenError           403  not from here, or not with this key
     |- DeadlineError            504  the answer would come too late
     |- StorageError             507  the disk or the database says no
     |- QueueFullError           429  as many rows wait as may wait
@@ -60,8 +65,51 @@ class InputRefusedError(BadRequestError):
     code = "input_refused"
 
 
+class UnauthenticatedError(GatewayError):
+    """A key is needed, and none that is known was shown."""
+
+    code = "unauthenticated"
+    status = 401
+    grpc_status = "UNAUTHENTICATED"
+
+    def __init__(self, scope: str, *, was_given: bool) -> None:
+        why = "this key is not known, or not any more" if was_given else "a key is needed"
+        super().__init__(f"{why}: send Authorization: Bearer KEY, with a key of scope {scope!r}")
+
+
+class HostError(BadRequestError):
+    """The request names no host, several, or one that is not this server."""
+
+    code = "bad_host"
+
+
+class SlowRequestError(GatewayError):
+    """A request did not arrive in time; its connection is of use to others."""
+
+    code = "slow_request"
+    status = 408
+    grpc_status = "DEADLINE_EXCEEDED"
+
+
+class HeadTooLargeError(GatewayError):
+    """More headers, or longer ones, than a request may have."""
+
+    code = "head_too_large"
+    status = 431
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class BusyError(GatewayError):
+    """As many connections are open as may be."""
+
+    code = "busy"
+    status = 503
+    grpc_status = "UNAVAILABLE"
+    retry_after_s = 1
+
+
 class ForbiddenError(GatewayError):
-    """The caller may not do this from where it is."""
+    """The caller may not do this from where it is, or with the key it has."""
 
     code = "forbidden"
     status = 403
@@ -259,6 +307,8 @@ ALL = (
     BadRequestError,
     TensorError,
     InputRefusedError,
+    HostError,
+    UnauthenticatedError,
     ForbiddenError,
     NotFoundError,
     ModelNotFoundError,
@@ -267,6 +317,9 @@ ALL = (
     MethodError,
     LabelsOffError,
     IdleError,
+    SlowRequestError,
+    HeadTooLargeError,
+    BusyError,
     TooLargeError,
     EncodingError,
     MediaTypeError,

@@ -1,15 +1,26 @@
-"""uvicorn with what it lacks: sockets bound early, one write per answer, a quiet and clean end."""
+"""uvicorn with what it lacks.
+
+Sockets bound early, one write per answer, deadlines for what arrives, limits on connections and
+headers, a check of the Host header, a quiet and clean end.
+"""
 
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import os
+import re
 import signal
 import socket
+import ssl
 import time
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from types import FrameType
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -22,8 +33,17 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from gateway.config import ServerConfig
 from gateway.endpoints.predict import DIRECT, is_prediction
+from gateway.endpoints.route import error_body, error_headers
 from gateway.endpoints.stream import ABORT, is_stream
-from gateway.errors import StartError
+from gateway.errors import (
+    BadRequestError,
+    BusyError,
+    GatewayError,
+    HeadTooLargeError,
+    HostError,
+    SlowRequestError,
+    StartError,
+)
 from gateway.telemetry import event
 
 _BACKLOG = 2048
@@ -31,6 +51,13 @@ _KEEP_ALIVE_S = 75
 _GRACE_S = 30
 _HALF_REQUEST_S = 1.0
 _JOINED_BYTES_MAX = 65_536
+_TICKS_A_SECOND = 10
+_HOSTS_MAX = 256
+_LOCAL_NAMES = ("localhost", "localhost.localdomain")
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.%]{2,64}\]|[A-Za-z0-9._~-]{1,253})(?::[0-9]{1,5})?")
+
+_HEAD, _BODY, _ANSWER, _IDLE = range(4)
+"""What a connection is about: a request's headers, its body, its answer, or nothing."""
 
 
 def bind(host: str, port: int, flag: str = "--port") -> socket.socket:
@@ -116,26 +143,148 @@ class Exchange:
         cycle.on_response()
 
 
-class Protocol(HttpToolsProtocol):
-    """One HTTP connection: uvicorn's, with a shorter way for predictions."""
+class Door:
+    """Who may come in: what all connections of one listener share."""
 
-    _idle_since = 0.0
-    _idle_timer: asyncio.TimerHandle | None = None
+    def __init__(self, config: ServerConfig) -> None:
+        self.limits = config.limits
+        self._by_address: Counter[str] = Counter()
+        named = [name.strip().lower() for name in config.hosts.split(",") if name.strip()]
+        self._is_any = "*" in named or (not named and not config.is_local)
+        self._names = frozenset(named or (*_LOCAL_NAMES, config.host.lower()))
+        self._fits: dict[bytes, bool] = {}
+
+    def is_full(self, n_connections: int, address: str | None) -> bool:
+        """Whether one more connection, of this address, is too many; it counts from now on."""
+        if address is None:
+            return n_connections > self.limits.connections_max
+        self._by_address[address] += 1
+        return n_connections > self.limits.connections_max or (
+            self._by_address[address] > self.limits.connections_per_address_max
+            and not _is_loopback(address)
+        )
+
+    def left(self, address: str | None) -> None:
+        """A connection of this address is over."""
+        if address is not None:
+            self._by_address[address] -= 1
+            if self._by_address[address] <= 0:
+                del self._by_address[address]
+
+    def fits(self, host: bytes) -> bool:
+        """Whether a Host header names this server."""
+        known = self._fits.get(host)
+        if known is None:
+            if len(self._fits) >= _HOSTS_MAX:  # They are the clients' own words.
+                self._fits.clear()
+            known = self._fits[host] = self._judge(host)
+        return known
+
+    def _judge(self, host: bytes) -> bool:
+        parts = _HOST.fullmatch(host)
+        if parts is None:
+            return False
+        name = parts[1].decode().lower().strip("[]").rstrip(".")
+        return self._is_any or name in self._names or _is_own(name, self._names)
+
+
+class Protocol(HttpToolsProtocol):
+    """One HTTP connection: uvicorn's, with a shorter way for predictions, and bounds.
+
+    Times are looked at once a second by `check`: a timer a request would cost more than routing.
+    """
+
+    def __init__(self, door: Door, **of_uvicorn: Any) -> None:
+        super().__init__(**of_uvicorn)
+        self._door = door
+        self._refusal: GatewayError | None = None
+        self._room = 0
+        """Bytes that the headers may still have."""
+        self._hosts: list[bytes] = []
+        self._since = 0.0
+        """When the connection, the request that is arriving, or the idle time began."""
+        self._phase = _HEAD
+        self._received = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Let a connection in, unless there are too many."""
+        super().connection_made(transport)
+        self._since = time.monotonic()
+        address = self.client[0] if self.client else None
+        if self._door.is_full(len(self.connections), address):
+            self._refuse(BusyError("as many connections are open as may be; retry later"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        super().connection_lost(exc)
+        self._door.left(self.client[0] if self.client else None)
 
     def shutdown(self) -> None:
         """End gracefully; who has not sent a whole request a moment later is not waited for."""
         super().shutdown()
         self.loop.call_later(_HALF_REQUEST_S, self._abandon)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
-        super().connection_lost(exc)
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None
+    def check(self, now: float) -> None:
+        """End a connection that has kept us waiting for too long.
+
+        Parameters
+        ----------
+        now : by `time.monotonic`
+        """
+        if self.transport.is_closing():
+            return
+        limits, waited_s = self._door.limits, now - self._since
+        if self._phase == _IDLE:
+            if waited_s > self.timeout_keep_alive:
+                self.transport.close()
+        elif self.flow.read_paused:
+            return  # It is we who are slow.
+        elif self._phase == _HEAD:
+            if waited_s > limits.head_s_max:
+                why = f"no whole headers within {limits.head_s_max:g} s (limits.head_s_max)"
+                self._refuse(SlowRequestError(why))
+        elif (
+            self._phase == _BODY
+            and waited_s > limits.body_s_max
+            and self._received < limits.body_rate_min * waited_s
+            and not is_stream(self.scope["path"])  # A stream has a watch of its own.
+        ):
+            self._refuse(SlowRequestError(
+                f"the body came with less than {limits.body_rate_min} bytes a second for"
+                f" {waited_s:.0f} s (limits.body_rate_min)"
+            ))  # fmt: skip
+
+    # -- callbacks of the parser
+
+    def on_message_begin(self) -> None:
+        """Begin to read a request."""
+        super().on_message_begin()
+        self._room = self._door.limits.head_bytes_max
+        if self._hosts:
+            self._hosts = []
+        if self._phase != _HEAD:  # The first request has had its time since the connection came.
+            self._phase = _HEAD
+            self._since = time.monotonic()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take one header, while there is room for it."""
+        self._room -= len(name) + len(value)
+        if self._room < 0:
+            self._stop(HeadTooLargeError(
+                f"the headers are longer than {self._door.limits.head_bytes_max} bytes"
+                " (limits.head_bytes_max)"
+            ))  # fmt: skip
+        name = name.lower()
+        if name == b"host":
+            self._hosts.append(value)
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Begin a request: a prediction with a plain path without asking uvicorn's URL parser."""
+        self._examine()
+        self._phase, self._received = _BODY, 0
         try:
             path = self.url.decode("ascii")
         except UnicodeDecodeError:
@@ -173,6 +322,74 @@ class Protocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
 
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body."""
+        self._received += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request: from now on we keep the client waiting, and not the other way round."""
+        self._phase = _ANSWER
+        if self.cycle.response_complete:  # It was answered before it had all arrived.
+            self._phase, self._since = _IDLE, time.monotonic()
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no request, or was refused while it was read, and close."""
+        refusal = self._refusal or BadRequestError("not a request of HTTP/1.1 that can be read")
+        self.logger.debug(msg)
+        self._refuse(refusal)
+
+    def _examine(self) -> None:
+        """Refuse a request by its headers alone."""
+        limits = self._door.limits
+        if len(self.headers) > limits.headers_max:
+            self._stop(HeadTooLargeError(
+                f"more than {limits.headers_max} headers (limits.headers_max)"
+            ))  # fmt: skip
+        if len(self.url) * 2 > limits.head_bytes_max:
+            self._stop(HeadTooLargeError(
+                f"the path is longer than {limits.head_bytes_max // 2} bytes"
+                " (half of limits.head_bytes_max)"
+            ))  # fmt: skip
+        hosts = self._hosts
+        if len(hosts) != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+            self._stop(HostError("a request has one Host header"))
+        if hosts and not self._door.fits(hosts[0]):
+            self._stop(HostError("the Host header names another server; see the setting 'hosts'"))
+        if not self.url.startswith(b"/") and self.url != b"*":
+            named = urlsplit(self.url.decode("latin-1")).netloc.encode("latin-1")
+            if not self._door.fits(named):
+                self._stop(HostError("the request is for another server"))
+
+    def _stop(self, error: GatewayError) -> NoReturn:
+        """Leave the parser; uvicorn then has the request answered as one that is none."""
+        self._refusal = error
+        raise error
+
+    def _refuse(self, error: GatewayError) -> None:
+        """Answer on the bare connection, and close it."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if self._phase == _HEAD:  # The request before has its answer first; it is the last.
+                cycle.keep_alive = False
+                self.flow.pause_reading()
+                return
+            cycle.disconnected = True  # Whoever waits for the rest is told that it is over.
+            cycle.message_event.set()
+        is_begun = cycle is not None and cycle.response_started and not cycle.response_complete
+        if not is_begun and not self.transport.is_closing():
+            content = error_body(error)
+            headers = {"content-type": "application/json", **error_headers(error)}
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            self.transport.write(
+                STATUS_LINE[error.status]
+                + lines.encode()
+                + b"content-length: %d\r\nconnection: close\r\n\r\n" % len(content)
+                + content
+            )
+        self.transport.close()
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """Run the application; the task leaves uvicorn's list itself, not by a callback later."""
         task = self.loop.create_task(self._run(cycle, app))
@@ -186,8 +403,6 @@ class Protocol(HttpToolsProtocol):
             if task is not None:
                 self.tasks.discard(task)
 
-    # One timer a connection watches for idleness; one a request would cost more than routing.
-
     def on_response_complete(self) -> None:
         """End an answer: begin the next pipelined request, or be idle."""
         self.server_state.total_requests += 1
@@ -198,19 +413,9 @@ class Protocol(HttpToolsProtocol):
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
             return
-        self._idle_since = time.monotonic()
-        if self._idle_timer is None:
-            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
-
-    def _check_idle(self) -> None:
-        self._idle_timer = None
-        if self.transport.is_closing() or not self.cycle.response_complete:
-            return  # The next answer arms the timer again.
-        left_s = self._idle_since + self.timeout_keep_alive - time.monotonic()
-        if left_s <= 0:
-            self.transport.close()
-        else:
-            self._idle_timer = self.loop.call_later(left_s, self._check_idle)
+        if self._phase == _ANSWER:
+            self._phase = _IDLE
+            self._since = time.monotonic()
 
     def _abandon(self) -> None:
         if self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete:
@@ -218,6 +423,18 @@ class Protocol(HttpToolsProtocol):
 
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing: a client that asks for websockets is answered over HTTP, and that is all."""
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_own(name: str, names: frozenset[str]) -> bool:
+    """Whether an address names this machine, where the machine's own names are taken."""
+    return "localhost" in names and _is_loopback(name)
 
 
 def _direct(cycle: RequestResponseCycle) -> dict[str, dict[object, object]]:
@@ -229,6 +446,7 @@ class Listener(uvicorn.Server):
     """One server on one inherited socket. Ends with exit code 0 when told to."""
 
     def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
+        door = Door(config)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -236,7 +454,7 @@ class Listener(uvicorn.Server):
                 host=config.host,
                 port=config.port,
                 loop="uvloop",
-                http=Protocol,
+                http=partial(Protocol, door),  # type: ignore[arg-type]  # called, never subclassed
                 proxy_headers=False,
                 ws="none",
                 lifespan="on",
@@ -245,11 +463,22 @@ class Listener(uvicorn.Server):
                 server_header=False,
                 ssl_certfile=config.tls_cert or None,
                 ssl_keyfile=config.tls_key or None,
+                ssl_ca_certs=config.tls_client_ca or None,
+                ssl_cert_reqs=ssl.CERT_REQUIRED if config.tls_client_ca else ssl.CERT_NONE,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_GRACE_S,
                 backlog=_BACKLOG,
             )
         )
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look after connections that keep us waiting, once a second."""
+        if counter % _TICKS_A_SECOND == 0:
+            now = time.monotonic()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Protocol):
+                    connection.check(now)
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -22,13 +22,21 @@ def serve(  # noqa: PLR0917  typer reads options from the parameters
         str | None, typer.Option(help="Certificate (PEM); HTTP and gRPC then speak TLS only.")
     ] = None,
     tls_key: Annotated[str | None, typer.Option(help="Its private key (PEM).")] = None,
+    tls_client_ca: Annotated[
+        str | None, typer.Option(help="Authorities (PEM) that clients' certificates must be of.")
+    ] = None,
+    keys: Annotated[
+        str | None, typer.Option(help="File of keys: all but health then needs one.")
+    ] = None,
     state_dir: Annotated[str | None, typer.Option(help="Where adopted profiles are kept.")] = None,
     config_file: Annotated[
         Path | None, typer.Option("--config", help="Settings in YAML or JSON.")
     ] = None,
     insecure: Annotated[
         bool | None,
-        typer.Option("--insecure", help="Serve beyond loopback without keys; admin stays closed."),
+        typer.Option(
+            "--insecure", help="Predictions and monitors need no key, also beyond loopback."
+        ),
     ] = None,
     batch_rows_max: Annotated[int | None, typer.Option(help="Rows in one batch at most.")] = None,
     monitor_sample: Annotated[
@@ -53,6 +61,8 @@ def serve(  # noqa: PLR0917  typer reads options from the parameters
             "no_grpc": no_grpc,
             "tls_cert": tls_cert,
             "tls_key": tls_key,
+            "tls_client_ca": tls_client_ca,
+            "keys": keys,
             "state_dir": state_dir,
             "insecure": insecure,
             "batch.rows_max": batch_rows_max,

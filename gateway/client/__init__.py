@@ -15,10 +15,13 @@ import httpx
 from gateway.client.errors import (
     AnswerError,
     BadRequestError,
+    BusyError,
     ClientError,
     DeadlineError,
     EncodingError,
     ForbiddenError,
+    HeadTooLargeError,
+    HostError,
     InputRefusedError,
     MediaTypeError,
     MethodError,
@@ -29,25 +32,30 @@ from gateway.client.errors import (
     QueueFullError,
     RefusedError,
     ServerError,
+    SlowRequestError,
     TensorError,
     TooLargeError,
+    UnauthenticatedError,
     UnreachableError,
     UnsupportedError,
     VersionNotFoundError,
     VersionRefusedError,
 )
-from gateway.client.steps import Core, Got, Lost, Pause, Send, Steps, T, lost_by
+from gateway.client.steps import Core, Got, Lost, Pause, Send, Steps, T, lost_by, with_key
 from gateway.client.wire import Metadata, Prediction
 
 __all__ = [
     "AnswerError",
     "AsyncClient",
     "BadRequestError",
+    "BusyError",
     "Client",
     "ClientError",
     "DeadlineError",
     "EncodingError",
     "ForbiddenError",
+    "HeadTooLargeError",
+    "HostError",
     "InputRefusedError",
     "MediaTypeError",
     "Metadata",
@@ -60,8 +68,10 @@ __all__ = [
     "QueueFullError",
     "RefusedError",
     "ServerError",
+    "SlowRequestError",
     "TensorError",
     "TooLargeError",
+    "UnauthenticatedError",
     "UnreachableError",
     "UnsupportedError",
     "VersionNotFoundError",
@@ -80,6 +90,7 @@ class Client:
     url : with scheme and port, such as `http://127.0.0.1:8000`
     timeout_s : for one call with all of its tries; the server is told how much of it is left
     retries : tries after the first, where trying again is safe
+    key : sent as `Authorization: Bearer`; a server that asks for none passes over it
     headers : sent with every request
     binary : whether tensors go as raw bytes; None asks the server once whether it can read them
     transport : an httpx transport, for a proxy, own certificates, or a test
@@ -91,11 +102,12 @@ class Client:
         *,
         timeout_s: float = TIMEOUT_S,
         retries: int = RETRIES,
+        key: str | None = None,
         headers: Mapping[str, str] | None = None,
         binary: bool | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._core = Core(url, timeout_s, retries, headers, binary)
+        self._core = Core(url, timeout_s, retries, with_key(headers, key), binary)
         self._http = httpx.Client(base_url=self._core.url, trust_env=False, transport=transport)
 
     def __enter__(self) -> Self:
@@ -240,11 +252,12 @@ class AsyncClient:
         *,
         timeout_s: float = TIMEOUT_S,
         retries: int = RETRIES,
+        key: str | None = None,
         headers: Mapping[str, str] | None = None,
         binary: bool | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._core = Core(url, timeout_s, retries, headers, binary)
+        self._core = Core(url, timeout_s, retries, with_key(headers, key), binary)
         self._http = httpx.AsyncClient(
             base_url=self._core.url, trust_env=False, transport=transport
         )

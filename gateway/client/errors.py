@@ -4,16 +4,20 @@ ClientError
 |- RefusedError             4xx  the server refused the request
 |  |- BadRequestError       400  the request itself is wrong
 |  |  |- TensorError        400  one tensor of it is
-|  |  `- InputRefusedError  400  it fits the signature, the model refuses its values
-|  |- ForbiddenError        403  not from here
+|  |  |- InputRefusedError  400  it fits the signature, the model refuses its values
+|  |  `- HostError          400  the address named is not that server's
+|  |- UnauthenticatedError  401  no key, or none that is known
+|  |- ForbiddenError        403  not from here, or not with this key
 |  |- NotFoundError         404  ModelNotFoundError, VersionNotFoundError below it
 |  |- MethodError           405  the path exists, the verb does not
+|  |- SlowRequestError      408  the request did not arrive in time
 |  |- TooLargeError         413  more than one request may carry
 |  |- EncodingError         415  a format that is not spoken there
-|  `- QueueFullError        429  as many rows wait as may wait
+|  |- QueueFullError        429  as many rows wait as may wait
+|  `- HeadTooLargeError     431  too many headers, or too long ones
 |- ServerError              5xx  the server could not answer
 |  |- ModelFailedError      500  the model failed on input that fits its signature
-|  `- NotReadyError         503  nothing can answer this now; VersionRefusedError below it
+|  `- NotReadyError         503  nothing can answer this now; VersionRefusedError, BusyError below
 |- DeadlineError            504  the time is over, here or there
 |- UnreachableError              nobody answered: refused, or the connection was lost
 `- AnswerError                   an answer came that is none of this protocol
@@ -76,8 +80,21 @@ class InputRefusedError(BadRequestError):
     code = "input_refused"
 
 
+class HostError(BadRequestError):
+    """The request names no host, several, or one that is not this server."""
+
+    code = "bad_host"
+
+
+class UnauthenticatedError(RefusedError):
+    """A key is needed, and none that is known was shown."""
+
+    code = "unauthenticated"
+    status = 401
+
+
 class ForbiddenError(RefusedError):
-    """The caller may not do this from where it is."""
+    """The caller may not do this from where it is, or with the key it has."""
 
     code = "forbidden"
     status = 403
@@ -107,6 +124,20 @@ class MethodError(RefusedError):
 
     code = "method_not_allowed"
     status = 405
+
+
+class SlowRequestError(RefusedError):
+    """The request did not arrive in time."""
+
+    code = "slow_request"
+    status = 408
+
+
+class HeadTooLargeError(RefusedError):
+    """More headers, or longer ones, than a request may have."""
+
+    code = "head_too_large"
+    status = 431
 
 
 class TooLargeError(RefusedError):
@@ -157,6 +188,12 @@ class NotReadyError(ServerError):
     status = 503
 
 
+class BusyError(NotReadyError):
+    """As many connections are open as may be; every try met that."""
+
+    code = "busy"
+
+
 class VersionRefusedError(NotReadyError):
     """The version is in the registry, but could not be opened."""
 
@@ -192,11 +229,15 @@ ERRORS: tuple[type[ClientError], ...] = (
     BadRequestError,
     TensorError,
     InputRefusedError,
+    HostError,
+    UnauthenticatedError,
     ForbiddenError,
     NotFoundError,
     ModelNotFoundError,
     VersionNotFoundError,
     MethodError,
+    SlowRequestError,
+    HeadTooLargeError,
     TooLargeError,
     EncodingError,
     MediaTypeError,
@@ -204,6 +245,7 @@ ERRORS: tuple[type[ClientError], ...] = (
     ServerError,
     ModelFailedError,
     NotReadyError,
+    BusyError,
     VersionRefusedError,
     UnsupportedError,
     DeadlineError,
@@ -213,6 +255,7 @@ ERRORS: tuple[type[ClientError], ...] = (
 _BY_CODE = {error.code: error for error in ERRORS}
 _BY_STATUS: dict[int, type[ClientError]] = {
     400: BadRequestError,
+    401: UnauthenticatedError,
     403: ForbiddenError,
     404: NotFoundError,
     405: MethodError,

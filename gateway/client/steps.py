@@ -385,3 +385,8 @@ def _model_path(model: str, version: int | str | None) -> str:
 
 def _text(version: int | str | None) -> str | None:
     return None if version is None else str(version)
+
+
+def with_key(headers: Mapping[str, str] | None, key: str | None) -> Mapping[str, str] | None:
+    """Headers that show a key, where there is one."""
+    return headers if key is None else {**(headers or {}), "authorization": f"Bearer {key}"}

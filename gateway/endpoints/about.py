@@ -6,6 +6,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.access import Access
 from gateway.endpoints.route import Endpoint, JSONAnswer
 from gateway.errors import NotReadyError
 from gateway.prediction import DataPlane
@@ -13,7 +14,7 @@ from gateway.protocol import metadata
 from gateway.router import Model, Variant
 
 
-def endpoints(plane: DataPlane) -> list[Endpoint]:
+def endpoints(plane: DataPlane, access: Access) -> list[Endpoint]:
     """Health is open; metadata belongs to predictions."""
 
     async def live(_: Request) -> Response:
@@ -27,13 +28,13 @@ def endpoints(plane: DataPlane) -> list[Endpoint]:
         Endpoint("GET", "/v2/health/ready", "open", ready, "Predictions are answered.",
                  answer="Ready"),
         Endpoint("GET", "/healthz", "open", ready, "The same, for load balancers.", answer="Ready"),
-        *_about_models(plane),
+        *_about_models(plane, access),
     ]  # fmt: skip
 
 
-def _about_models(plane: DataPlane) -> list[Endpoint]:
+def _about_models(plane: DataPlane, access: Access) -> list[Endpoint]:
     async def server(_: Request) -> Response:
-        return JSONAnswer(metadata.server(is_local=plane.config.is_local))
+        return JSONAnswer(metadata.server(can_admin=access.can_admin))
 
     async def variant_of(request: Request) -> Variant:
         model = plane.table.model(request.path_params["model"])
@@ -66,7 +67,7 @@ def _about_models(plane: DataPlane) -> list[Endpoint]:
     of_version = of_model + "/versions/{version}"
     return [
         Endpoint("GET", "/v2", "predict", server, "Name, release and extensions.", answer="Server"),
-        Endpoint("GET", "/v2/models/stats", "predict", stats, "Counts of all open versions.",
+        Endpoint("GET", "/v2/models/stats", "monitor", stats, "Counts of all open versions.",
                  answer="Statistics"),
         Endpoint("GET", of_model, "predict", model, "Tensors and versions of a model.",
                  answer="Model"),
@@ -75,13 +76,13 @@ def _about_models(plane: DataPlane) -> list[Endpoint]:
                  answer="ModelReady"),
         Endpoint("GET", of_version + "/ready", "predict", model_ready, "The version answers.",
                  answer="ModelReady"),
-        Endpoint("GET", of_model + "/config", "predict", config, "Configuration, as in Triton.",
+        Endpoint("GET", of_model + "/config", "monitor", config, "Configuration, as in Triton.",
                  answer="Configuration"),
-        Endpoint("GET", of_version + "/config", "predict", config, "The same of one version.",
+        Endpoint("GET", of_version + "/config", "monitor", config, "The same of one version.",
                  answer="Configuration"),
-        Endpoint("GET", of_model + "/stats", "predict", stats, "Counts of its open versions.",
+        Endpoint("GET", of_model + "/stats", "monitor", stats, "Counts of its open versions.",
                  answer="Statistics"),
-        Endpoint("GET", of_version + "/stats", "predict", stats, "The same of one version.",
+        Endpoint("GET", of_version + "/stats", "monitor", stats, "The same of one version.",
                  answer="Statistics"),
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What changes the server, or tells its inside. Open on loopback only, and never to a web page."""
+"""What changes the server, or tells its inside: for callers with the scope `admin`."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.endpoints.monitor import version_of
-from gateway.endpoints.route import Endpoint, Handler, JSONAnswer, json_object, query
-from gateway.errors import BadRequestError, ForbiddenError, shown
+from gateway.endpoints.route import Endpoint, JSONAnswer, json_object, query
+from gateway.errors import BadRequestError, shown
 from gateway.observer import Observer
 from gateway.prediction import DataPlane
 from gateway.router import Model
@@ -39,26 +39,13 @@ def endpoints(plane: DataPlane, observer: Observer) -> list[Endpoint]:
 
     one = "/admin/models/{model}"
     return [
-        Endpoint("GET", "/admin/models", "admin", local_only(plane, models), "Models and versions.",
+        Endpoint("GET", "/admin/models", "admin", models, "Models and versions.",
                  answer="AdminModels"),
-        Endpoint("GET", one, "admin", local_only(plane, model), "One model.", answer="AdminModel"),
-        Endpoint("POST", one + "/reference", "admin", local_only(plane, adopt),
+        Endpoint("GET", one, "admin", model, "One model.", answer="AdminModel"),
+        Endpoint("POST", one + "/reference", "admin", adopt,
                  "Adopt the next served rows as the reference profile.",
                  body="AdoptRequest", answer="Adopting", status=202),
     ]  # fmt: skip
-
-
-def local_only(plane: DataPlane, handler: Handler) -> Handler:
-    """The handler, for programs of this machine only: no key protects what it does."""
-
-    async def guarded(request: Request) -> Response:
-        if not plane.config.is_local:
-            raise ForbiddenError("admin paths are closed beyond loopback: no key protects them")
-        if "origin" in request.headers or request.headers.get("sec-fetch-site", "none") != "none":
-            raise ForbiddenError("admin paths do not answer web pages")
-        return await handler(request)
-
-    return guarded
 
 
 def _about(model: Model) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 
 from starlette.types import Receive, Scope, Send
 
+from gateway.access import Access
 from gateway.endpoints.route import error_body, error_headers
 from gateway.errors import (
     BadRequestError,
@@ -54,7 +55,7 @@ REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _JSON = (b"content-type", b"application/json")
 _READ = frozenset((
     b"content-length", b"content-type", b"content-encoding", b"accept-encoding", b"x-request-id",
-    b"x-request-timeout", LENGTH_HEADER,
+    b"x-request-timeout", LENGTH_HEADER, b"authorization", b"origin", b"sec-fetch-site", b"host",
 ))  # fmt: skip
 _SHORT_BYTES = 16 * 1024
 """A longer body is unpacked off the loop, and a longer answer packed there."""
@@ -82,10 +83,9 @@ ErrorBody = Callable[[GatewayError], bytes]
 class Predict:
     """Predictions over HTTP; called with every path for which `is_prediction` holds."""
 
-    scope = "predict"
-
-    def __init__(self, plane: DataPlane) -> None:
+    def __init__(self, plane: DataPlane, access: Access) -> None:
         self._plane = plane
+        self._access = access
         self._body_bytes_max = plane.config.limits.body_bytes_max
         self._ratio_max = plane.config.limits.unpacked_ratio_max
         self._json_bytes_max = plane.config.limits.json_bytes_max
@@ -151,6 +151,7 @@ class Predict:
     def _plan(
         self, scope: Scope, headers: dict[bytes, bytes]
     ) -> tuple[str | None, str | None, Codec]:
+        self._access.guard("predict", "POST", headers)
         path: str = scope["path"]
         model, _, version = path[len(_PREFIX) : -len(_SUFFIX)].partition("/versions/")
         codec: Codec = self._v2

@@ -6,7 +6,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.endpoints.admin import local_only
 from gateway.endpoints.route import Endpoint, JSONAnswer, json_object
 from gateway.errors import BadRequestError, NotReadyError, VersionNotFoundError, shown
 from gateway.prediction import DataPlane
@@ -36,9 +35,9 @@ def endpoints(plane: DataPlane) -> list[Endpoint]:
         Endpoint("POST", "/v2/repository/index", "predict", list_all,
                  "Every version in the registry and its state.", body="Any",
                  answer="Index"),
-        Endpoint("POST", one + "/load", "admin", local_only(plane, load_one),
+        Endpoint("POST", one + "/load", "admin", load_one,
                  "Open the highest version in the registry, or the one named.", body="Any"),
-        Endpoint("POST", one + "/unload", "admin", local_only(plane, unload_one),
+        Endpoint("POST", one + "/unload", "admin", unload_one,
                  "Close all versions of a model until it is loaded again.", body="Any"),
     ]  # fmt: skip
 

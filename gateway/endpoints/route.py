@@ -13,6 +13,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as ASGIScope
 
+from gateway.access import SCOPES, Access, Caller, Scope
 from gateway.errors import (
     BadRequestError,
     ClientGoneError,
@@ -20,11 +21,11 @@ from gateway.errors import (
     MethodError,
     NotFoundError,
     TooLargeError,
+    UnauthenticatedError,
     shown,
 )
 from gateway.telemetry import event
 
-Scope = Literal["open", "predict", "monitor", "admin"]
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -35,6 +36,7 @@ class Raw:
     app: ASGIApp
 
 
+_CALLER = "driftgate.caller"
 _BODY_BYTES_MAX = 64 * 1024
 _QUERY_MAX = 1024
 
@@ -68,21 +70,36 @@ class JSONAnswer(Response):
         return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def routes(endpoints: list[Endpoint]) -> list[Route]:
-    """One starlette route per path, with all of its verbs; the first of two equal ones counts."""
+def routes(endpoints: list[Endpoint], access: Access) -> list[Route]:
+    """One starlette route per path, with all of its verbs; the first of two equal ones counts.
+
+    Raises
+    ------
+    ValueError : an endpoint whose scope is none; nothing is served that nobody guards.
+    """
     by_path: dict[str, dict[str, Endpoint]] = {}
     for endpoint in endpoints:
+        if endpoint.scope not in SCOPES:
+            raise ValueError(f"{endpoint.path}: no scope {endpoint.scope!r}")
         by_path.setdefault(endpoint.path, {}).setdefault(endpoint.method, endpoint)
-    return [_route(path, verbs) for path, verbs in by_path.items()]
+    return [_route(path, verbs, access) for path, verbs in by_path.items()]
 
 
-def _route(path: str, verbs: Mapping[str, Endpoint]) -> Route:
+def caller_of(request: Request) -> Caller:
+    """Who asks, as the guard of the route found."""
+    caller: Caller = request.scope[_CALLER]
+    return caller
+
+
+def _route(path: str, verbs: Mapping[str, Endpoint], access: Access) -> Route:
     async def answer(request: Request) -> Response:
-        handler = _handler(verbs, request.method)
-        if handler is None or isinstance(handler, Raw):
+        endpoint = _endpoint(verbs, request.method)
+        if endpoint is None or isinstance(endpoint.handler, Raw):
             return error_answer(MethodError(request.method, sorted(verbs)))
         try:
-            return await handler(request)
+            headers = dict(request.scope["headers"])
+            request.scope[_CALLER] = access.guard(endpoint.scope, request.method, headers)
+            return await endpoint.handler(request)
         except GatewayError as error:
             return error_answer(error)
         except Exception:  # noqa: BLE001  no trace may reach a client
@@ -90,30 +107,36 @@ def _route(path: str, verbs: Mapping[str, Endpoint]) -> Route:
             return error_answer(GatewayError("internal error; the server's log says more"))
 
     has_raw = any(isinstance(endpoint.handler, Raw) for endpoint in verbs.values())
-    route = Route(path, _Either(verbs, answer) if has_raw else answer)
+    route = Route(path, _Either(verbs, answer, access) if has_raw else answer)
     # Every verb comes here, also those starlette has no list for: it would know no better than 405.
     route.methods = None
     return route
 
 
-def _handler(verbs: Mapping[str, Endpoint], method: str) -> Handler | Raw | None:
-    endpoint = verbs.get("GET" if method == "HEAD" else method)
-    return None if endpoint is None else endpoint.handler
+def _endpoint(verbs: Mapping[str, Endpoint], method: str) -> Endpoint | None:
+    return verbs.get("GET" if method == "HEAD" else method)
 
 
 class _Either:
     """A path whose verbs are raw or not. No function, so that starlette takes it as ASGI."""
 
-    def __init__(self, verbs: Mapping[str, Endpoint], answer: Handler) -> None:
+    def __init__(self, verbs: Mapping[str, Endpoint], answer: Handler, access: Access) -> None:
         self._verbs = verbs
         self._answer = answer
+        self._access = access
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
-        handler = _handler(self._verbs, scope["method"])
-        if isinstance(handler, Raw):
-            await handler.app(scope, receive, send)
-            return
-        response = await self._answer(Request(scope, receive, send))
+        endpoint = _endpoint(self._verbs, scope["method"])
+        if endpoint is not None and isinstance(endpoint.handler, Raw):
+            try:
+                self._access.guard(endpoint.scope, scope["method"], dict(scope["headers"]))
+            except GatewayError as error:
+                response = error_answer(error)
+            else:
+                await endpoint.handler.app(scope, receive, send)
+                return
+        else:
+            response = await self._answer(Request(scope, receive, send))
         await response(scope, receive, send)
 
 
@@ -141,6 +164,8 @@ def error_headers(error: GatewayError) -> dict[str, str]:
         headers["allow"] = ", ".join(error.allowed)
     if isinstance(error, TooLargeError):
         headers["connection"] = "close"
+    if isinstance(error, UnauthenticatedError):
+        headers["www-authenticate"] = "Bearer"
     return headers
 
 

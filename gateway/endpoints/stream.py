@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
+from gateway.access import Access
 from gateway.endpoints.predict import REQUEST_ID, read_timeout_s
 from gateway.endpoints.route import error_body, error_headers
 from gateway.errors import (
@@ -67,10 +68,9 @@ class _Asked:
 class Stream:
     """Streams of predictions over HTTP; called with every path for which `is_stream` holds."""
 
-    scope = "predict"
-
-    def __init__(self, plane: DataPlane) -> None:
+    def __init__(self, plane: DataPlane, access: Access) -> None:
         self._plane = plane
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one stream."""
@@ -99,6 +99,7 @@ class Stream:
         """Whom a stream is for; one that nobody could answer is refused before it begins."""
         if scope["method"] != "POST":
             raise MethodError(scope["method"], ["POST"])
+        self._access.guard("predict", "POST", headers)
         kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip()
         if kind.lower() not in _TYPES:
             raise MediaTypeError(

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from gateway.access import SCOPES, Access, Scope
 from gateway.config import ServerConfig
 from gateway.errors import GatewayError, StartError
 from gateway.grpc import health, reflection, service
@@ -41,12 +42,13 @@ class Carrier:
     host : the address itself, no name: where HTTP listens
     """
 
-    def __init__(self, plane: DataPlane, host: str) -> None:
+    def __init__(self, plane: DataPlane, access: Access, host: str) -> None:
         services = (service.NAME, health.NAME, *reflection.NAMES)
         self._config = plane.config
         self._plane = plane
+        self._access = access
         self._host = f"[{host}]" if ":" in host else host
-        self._service = Service(plane)
+        self._service = Service(plane, access)
         self._health = Health(plane, (service.NAME,))
         self._reflection = Reflection(services)
         self._server: Any = None
@@ -94,12 +96,12 @@ class Carrier:
 
     def _handlers(self) -> tuple[Any, ...]:
         calls = {
-            name: grpc.unary_unary_rpc_method_handler(self._unary(name, call.answer))
+            name: grpc.unary_unary_rpc_method_handler(self._unary(name, call.scope, call.answer))
             for name, call in self._service.calls.items()
         }
         calls["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer)
         calls["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream_infer)
-        check = self._unary("Check", self._health.check)
+        check = self._unary("Check", "open", self._health.check)
         return tuple(
             grpc.method_handlers_generic_handler(name, handlers)
             for name, handlers in (
@@ -125,6 +127,7 @@ class Carrier:
         if len(metadata) != 1 or metadata[0][0] != "user-agent":  # Most calls have nothing else.
             await _echo_id(context)
         try:
+            self._guard("predict", metadata)
             return await self._service.infer(message, context.time_remaining())
         except GatewayError as error:
             await _refuse(context, error)
@@ -134,6 +137,8 @@ class Carrier:
 
     async def _stream_infer(self, messages: AsyncIterator[bytes], context: Any) -> None:
         await _echo_id(context)
+        if await self._is_refused("predict", context):
+            return
         answers = self._service.stream(messages, context.time_remaining)
         await _send(answers, context, "ModelStreamInfer")
 
@@ -141,14 +146,37 @@ class Carrier:
         await _send(self._health.watch(message), context, "Watch")
 
     async def _reflect(self, messages: AsyncIterator[bytes], context: Any) -> None:
+        if await self._is_refused("predict", context):
+            return
         await _send(self._reflection.stream(messages), context, "ServerReflectionInfo")
 
+    def _guard(self, scope: Scope, metadata: Any) -> None:
+        """Let a call through, or raise what `Access.authorise` raises."""
+        shown = [value for name, value in metadata if name == "authorization"]
+        credentials = shown[-1] if shown else None
+        self._access.authorise(
+            scope, credentials.encode() if isinstance(credentials, str) else credentials
+        )
+
+    async def _is_refused(self, scope: Scope, context: Any) -> bool:
+        """Whether the caller of a stream may not have it; then it has been told."""
+        try:
+            self._guard(scope, context.invocation_metadata())
+        except GatewayError as error:
+            await _refuse(context, error)
+            return True
+        return False
+
     def _unary(
-        self, name: str, answer: Callable[[bytes], Awaitable[bytes]]
+        self, name: str, scope: Scope, answer: Callable[[bytes], Awaitable[bytes]]
     ) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        if scope not in SCOPES:
+            raise ValueError(f"{name}: no scope {scope!r}")
+
         async def call(message: bytes, context: Any) -> bytes:
             await _echo_id(context)
             try:
+                self._guard(scope, context.invocation_metadata())
                 return await answer(message)
             except GatewayError as error:
                 await _refuse(context, error)
@@ -178,9 +206,12 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
 def _credentials(config: ServerConfig) -> Any:
     try:
         key, certificate = (Path(p).read_bytes() for p in (config.tls_key, config.tls_cert))
+        authorities = Path(config.tls_client_ca).read_bytes() if config.tls_client_ca else None
     except OSError:
-        raise StartError("tls_cert and tls_key: cannot be read") from None
-    return grpc.ssl_server_credentials([(key, certificate)])
+        raise StartError("tls_cert, tls_key and tls_client_ca: cannot be read") from None
+    return grpc.ssl_server_credentials(
+        [(key, certificate)], authorities, require_client_auth=authorities is not None
+    )
 
 
 async def _echo_id(context: Any) -> None:

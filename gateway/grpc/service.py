@@ -10,9 +10,9 @@ from typing import Any
 
 from google.protobuf.json_format import ParseDict
 
+from gateway.access import Access, Scope
 from gateway.endpoints import about, repository
-from gateway.endpoints.route import Scope
-from gateway.errors import ForbiddenError, GatewayError, NotReadyError, UnsupportedError
+from gateway.errors import GatewayError, NotReadyError, UnsupportedError
 from gateway.prediction import DataPlane, Head, infer
 from gateway.protocol import metadata
 from gateway.protocol.protobuf import Protobuf, StreamProtobuf, parsed, values
@@ -37,8 +37,9 @@ class Call:
 class Service:
     """All calls but the two that predict, by name; those two as methods."""
 
-    def __init__(self, plane: DataPlane) -> None:
+    def __init__(self, plane: DataPlane, access: Access) -> None:
         self._plane = plane
+        self._access = access
         self._json_bytes_max = plane.config.limits.json_bytes_max
         self._codec = Protobuf(self._json_bytes_max)
         self._readers: set[asyncio.Task[None]] = set()
@@ -129,8 +130,8 @@ class Service:
             "ModelReady": ("predict", pb.ModelReadyRequest, self._model_ready),
             "ServerMetadata": ("predict", pb.ServerMetadataRequest, self._server_metadata),
             "ModelMetadata": ("predict", pb.ModelMetadataRequest, self._model_metadata),
-            "ModelConfig": ("predict", pb.ModelConfigRequest, self._model_config),
-            "ModelStatistics": ("predict", pb.ModelStatisticsRequest, self._model_statistics),
+            "ModelConfig": ("monitor", pb.ModelConfigRequest, self._model_config),
+            "ModelStatistics": ("monitor", pb.ModelStatisticsRequest, self._model_statistics),
             "RepositoryIndex": ("predict", pb.RepositoryIndexRequest, self._index),
             "RepositoryModelLoad": ("admin", pb.RepositoryModelLoadRequest, self._load),
             "RepositoryModelUnload": ("admin", pb.RepositoryModelUnloadRequest, self._unload),
@@ -154,7 +155,7 @@ class Service:
             "LogSettings": ("monitor", pb.LogSettingsRequest, _log),
         }  # fmt: skip
         return {
-            name: Call(scope, _bytes_call(scope, kind, answer, self._plane))
+            name: Call(scope, _bytes_call(kind, answer))
             for name, (scope, kind, answer) in table.items()
         }
 
@@ -171,7 +172,7 @@ class Service:
 
     async def _server_metadata(self, _: Any) -> Any:
         return ParseDict(
-            metadata.server(is_local=self._plane.config.is_local), pb.ServerMetadataResponse()
+            metadata.server(can_admin=self._access.can_admin), pb.ServerMetadataResponse()
         )
 
     async def _model_metadata(self, request: Any) -> Any:
@@ -214,11 +215,9 @@ class Service:
 
 
 def _bytes_call(
-    scope: Scope, kind: Any, answer: Callable[[Any], Awaitable[Any]], plane: DataPlane
+    kind: Any, answer: Callable[[Any], Awaitable[Any]]
 ) -> Callable[[bytes], Awaitable[bytes]]:
     async def call(message: bytes) -> bytes:
-        if scope == "admin" and not plane.config.is_local:
-            raise ForbiddenError("admin paths are closed beyond loopback: no key protects them")
         content: bytes = (await answer(parsed(kind, message))).SerializeToString()
         return content
 

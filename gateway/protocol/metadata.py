@@ -19,9 +19,9 @@ EXTENSIONS = (
 """Only what works is announced: clients decide by this list."""
 
 
-def server(*, is_local: bool = True) -> dict[str, object]:
-    """`GET /v2`; beyond loopback nobody may load and unload models."""
-    extensions = [name for name in EXTENSIONS if is_local or name != "model_repository"]
+def server(*, can_admin: bool = True) -> dict[str, object]:
+    """`GET /v2`; where nobody may load and unload models, that is not announced."""
+    extensions = [name for name in EXTENSIONS if can_admin or name != "model_repository"]
     return {"name": "driftgate", "version": __version__, "extensions": extensions}
 
 

@@ -484,7 +484,7 @@ def test_an_announced_gigabyte_is_refused_before_it_is_sent(server: Server) -> N
     """The answer comes while the client has sent nothing but headers."""
     with socket.create_connection(server.address, timeout=5) as raw:
         raw.sendall(
-            b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: x\r\n"
+            b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: localhost\r\n"
             b"Content-Length: 1000000000\r\n\r\n"
         )
         assert raw.recv(65536).startswith(b"HTTP/1.1 413 ")
@@ -547,7 +547,9 @@ def test_no_header_can_be_injected_through_the_request_id(server: Server) -> Non
         b"a\rset-cookie: b=c",
         b"a\x00b",
     ):
-        head = b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: x\r\nx-request-id: " + poison
+        head = (
+            b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: localhost\r\nx-request-id: " + poison
+        )
         body = json.dumps(GOOD).encode()
         answer = talk(server, head + b"\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
         assert b"set-cookie" not in answer.lower()
@@ -634,18 +636,18 @@ def talk(server: Server, content: bytes) -> bytes:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"GET\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
-        b"FOO /v2 HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"FOO /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
         (
-            b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n"
+            b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
         ),
         (
-            b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n"
+            b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n"
             b"Content-Length: 2\r\n\r\nab"
         ),
         (
-            b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: x\r\n"
+            b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: localhost\r\n"
             b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
         ),
     ],
@@ -663,14 +665,17 @@ def test_clients_that_leave_in_the_middle_cost_nothing(
 ) -> None:
     """Half a head, half a body, half a chunk, and gone: no error in the log, no descriptor kept."""
     body = json.dumps(GOOD).encode()
-    head = b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: x\r\n"
+    head = b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: localhost\r\n"
     halves = [
         head[:20],
         head,
         head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body[:20]),
         head + b"Content-Length: 900000\r\n\r\n" + b" " * 70_000,
         head + b"Transfer-Encoding: chunked\r\n\r\n10\r\nabc",
-        b"POST /admin/models/matrix/reference HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{",
+        (
+            b"POST /admin/models/matrix/reference HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Length: 50\r\n\r\n{"
+        ),
     ]
     before = n_descriptors(server)
     for half in halves * 20:
@@ -688,7 +693,7 @@ def test_a_request_that_comes_byte_by_byte_is_answered(
     """A slow sender is served, and nobody waits for it."""
     body = json.dumps(GOOD).encode()
     content = (
-        b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
     )
     with socket.create_connection(server.address, timeout=5) as raw:
@@ -711,14 +716,16 @@ def n_descriptors(server: Server) -> int:
 def test_a_refused_body_does_not_confuse_the_next_request(server: Server) -> None:
     """The rest of a body that nobody wanted is passed over: the connection stays in step."""
     body = json.dumps(GOOD).encode()
-    good = b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+    good = (
+        b"POST /v2/models/matrix/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s"
+    )
     smuggled = good % (len(body), body)
     for start in (
         b"POST /v2/models/absent/infer",
         b"POST /nowhere",
         b"PUT /v2/models/matrix/infer",
     ):
-        head = start + b" HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(smuggled)
+        head = start + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(smuggled)
         answer = talk(server, head + smuggled + good % (len(body), body))
 
         assert answer.count(b"HTTP/1.1 4") == 1, answer

@@ -68,7 +68,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             [models._info(f"{name} out", "FP32", ("n",)) for name in EVIL],
         ),
     )
-    with serve(registry) as server:
+    with serve(registry, {"hosts": "127.0.0.1,gate.example"}) as server:
         yield server
 
 
@@ -137,7 +137,7 @@ def test_a_hostile_host_header_is_not_repeated(server: Server, host: str) -> Non
     with server.client() as http:
         answer = http.get("/docs", headers={"host": host})
 
-    assert answer.status_code in {200, 400}
+    assert answer.status_code == 400
     assert host not in Page(answer.text).text.replace(server.url, "")
 
 

@@ -360,7 +360,7 @@ def test_a_full_queue_of_one_model_leaves_the_others_alone(tight: Server) -> Non
 def test_rows_of_clients_that_left_do_not_run(server: Server) -> None:
     """Ten stay, twelve hang up while they wait: ten rows run, and twelve are counted as gone."""
     content = json.dumps(ROW).encode()
-    head = b"POST /v2/models/slower/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST /v2/models/slower/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
     wait_until(lambda: counted(server, "slower", "driftgate_queued_rows") == 0, "it is quiet")
     wait_until(
         lambda: (
@@ -395,7 +395,7 @@ def test_rows_of_clients_that_left_do_not_run(server: Server) -> None:
 def test_300_hang_ups_do_not_delay_the_next_answer(server: Server) -> None:
     """Whoever comes after them is served within a second or two, not after their rows."""
     content = json.dumps(ROW).encode()
-    head = b"POST /v2/models/slower/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST /v2/models/slower/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
     for _ in range(300):
         with socket.create_connection(server.address, timeout=20) as raw:
             raw.sendall(head % len(content) + content)
@@ -410,7 +410,7 @@ def test_two_requests_in_one_packet_are_answered_in_order(server: Server) -> Non
     first, second = json.dumps({**ROW, "id": "first"}), json.dumps({**ROW, "id": "second"})
     content = b""
     for model, body in (("slower", first), ("slow", second)):
-        content += b"POST /v2/models/%s/infer HTTP/1.1\r\nHost: x\r\n" % model.encode()
+        content += b"POST /v2/models/%s/infer HTTP/1.1\r\nHost: localhost\r\n" % model.encode()
         content += b"Content-Length: %d\r\n\r\n%s" % (len(body), body.encode())
     with socket.create_connection(server.address, timeout=20) as raw:
         raw.sendall(content)

@@ -568,8 +568,8 @@ def test_a_packed_body_in_pieces_is_read(server: Server) -> None:
     packed = gzip.compress(json.dumps(BODY).encode())
     with socket.create_connection(server.address, timeout=10) as connection:
         connection.sendall(
-            b"POST /v2/models/matrix/infer HTTP/1.1\r\nhost: t\r\ncontent-encoding: gzip\r\n"
-            b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+            b"POST /v2/models/matrix/infer HTTP/1.1\r\nhost: localhost\r\n"
+            b"content-encoding: gzip\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
         )
         for byte in packed:
             connection.sendall(b"1\r\n%c\r\n" % byte)
