@@ -30,3 +30,10 @@ class WriteError(RegistryError):
 
 class UnsafeFileError(RegistryError):
     """A file that is not read as part of a version, with the reason."""
+
+
+class ManifestError(RegistryError):
+    """A `manifest.json` that cannot be believed, with the reason."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"manifest.json: {problem}")

@@ -19,3 +19,18 @@ def is_model(name: str) -> bool:
 def version(text: str) -> int | None:
     """The version that `text` names: a positive integer of up to 18 digits, else None."""
     return int(text) if _VERSION.fullmatch(text) else None
+
+
+def is_file(name: str) -> bool:
+    """Whether `name` may name a file of a version: printable, no path, no leading dot.
+
+    Exporters name files of weights after tensors (`onnx::MatMul_12`), so more than a model's
+    letters is allowed.
+    """
+    return (
+        0 < len(name.encode("utf-8", "surrogateescape")) <= 255
+        and name.isprintable()
+        and not name.startswith(".")
+        and "/" not in name
+        and "\\" not in name
+    )

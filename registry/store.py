@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -311,19 +312,17 @@ def sweep(directory: Path) -> int:
 
 
 def digest_of_file(path: Path, progress: Progress = lambda _: None) -> FileDigest:
-    """Hash a file.
+    """Hash a file, links or not.
 
     Raises
     ------
     OSError : it cannot be read.
     """
-    digest, n_bytes = hashlib.sha256(), 0
-    with path.open("rb", buffering=0) as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-            n_bytes += len(block)
-            progress(len(block))
-    return FileDigest(digest.hexdigest(), n_bytes)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _digest(fd, progress)
+    finally:
+        os.close(fd)
 
 
 def private_copy(
@@ -362,6 +361,22 @@ def private_copy(
     return copied
 
 
+def digest_inside(folder: int, name: str, progress: Progress = lambda _: None) -> FileDigest:
+    """Hash a file of an open directory, if it may be trusted to be there (see `open_inside`)."""
+    fd = open_inside(folder, name, bytes_max=sys.maxsize)
+    try:
+        return _digest(fd, progress)
+    finally:
+        os.close(fd)
+
+
+def read_inside(folder: int, name: str, *, bytes_max: int) -> bytes:
+    """A small file of an open directory, if it may be trusted to be there (see `open_inside`)."""
+    fd = open_inside(folder, name, bytes_max=bytes_max)
+    with open(fd, "rb") as stream:  # noqa: PTH123  an open file has no path
+        return stream.read(bytes_max)
+
+
 def open_inside(folder: int, name: str, *, bytes_max: int) -> int:
     """Open a file of an open directory for reading, if it is one that may be trusted to be there.
 
@@ -388,6 +403,15 @@ def open_inside(folder: int, name: str, *, bytes_max: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _digest(fd: int, progress: Progress) -> FileDigest:
+    digest, n_bytes = hashlib.sha256(), 0
+    while block := os.read(fd, _BLOCK_BYTES):
+        digest.update(block)
+        n_bytes += len(block)
+        progress(len(block))
+    return FileDigest(digest.hexdigest(), n_bytes)
 
 
 def _check(found: os.stat_result, name: str, bytes_max: int, *, links_max: int | None) -> None:
