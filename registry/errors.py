@@ -2,7 +2,10 @@
 
 RegistryError
 |- WriteError        the disk says no: full, read-only, gone, broken
-`- UnsafeFileError   a file that is a link, no regular file, too large, or outside
+|- UnsafeFileError   a file that is a link, no regular file, too large, or outside
+|- ManifestError     a manifest that cannot be believed
+`- RevisionError     a revision that cannot be read: it is not there, it is
+                     damaged, or of a later release
 """
 
 import errno
@@ -37,3 +40,25 @@ class ManifestError(RegistryError):
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"manifest.json: {problem}")
+
+
+class RevisionError(RegistryError):
+    """A revision that cannot be read: damaged, or the disk says no."""
+
+
+class DamagedRevisionError(RevisionError):
+    """A file that holds no revision, or another than its name says."""
+
+
+class RevisionNotFoundError(RevisionError):
+    """No revision has this number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"there is no revision {number}")
+
+
+class NewerFormatError(RevisionError):
+    """A later release of driftgate has written it: read and change it with that one."""
+
+    def __init__(self, what: str, given: int, known: int) -> None:
+        super().__init__(f"{what}: format {given}; this release reads up to {known}: upgrade it")

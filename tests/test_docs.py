@@ -34,7 +34,7 @@ from gateway.cli import app as command_line
 from gateway.endpoints.predict import is_prediction
 from gateway.endpoints.stream import is_stream
 from monitors import Profile
-from registry import buckets, routes
+from registry import buckets, revisions, routes
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").rglob("*.md"))
@@ -488,6 +488,21 @@ def test_route_page_lists_every_field_with_its_default() -> None:
     vectors = table("docs/reference/route-format.md", "salt", "unit", "bucket")
     for salt, unit, bucket in vectors:
         assert buckets.bucket_of(bytes.fromhex(salt), unit) == int(bucket)
+
+
+def test_revision_page_lists_every_field() -> None:
+    """Same fields in the same order as the declarations."""
+    page = "docs/reference/revision-format.md"
+    declared = msgspec.structs.fields(revisions.Revision)
+    # Written always, though a reader must find out for itself whether it is there.
+    needed = {entry.encode_name for entry in declared if entry.required} | {"format"}
+
+    listed = table(page, "field", "needed", "holds")
+    assert [row[0] for row in listed] == [entry.encode_name for entry in declared]
+    assert {row[0] for row in listed if row[1] == "yes"} == needed
+    assert [row[0] for row in table(page, "field of a model", "holds")] == [
+        entry.encode_name for entry in msgspec.structs.fields(revisions.ModelState)
+    ]
 
 
 def test_python_page_names_everything_that_monitors_exports() -> None:
