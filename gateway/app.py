@@ -5,6 +5,7 @@ import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -13,10 +14,12 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import __version__
 from gateway.access import Access
+from gateway.alarms import AlarmLog
 from gateway.config import ServerConfig
 from gateway.endpoints import (
     about,
     admin,
+    alarms,
     contracts,
     labels,
     monitor,
@@ -43,11 +46,15 @@ from gateway.telemetry import (
     QUEUED_ROWS,
     READY,
     REFUSED,
+    WEBHOOKS,
+    WEBHOOKS_WAITING,
+    Sample,
     Telemetry,
     event,
 )
 
 if TYPE_CHECKING:
+    from gateway.alarms.webhooks import Webhooks
     from gateway.grpc.carrier import Carrier
 
 _GC_OBJECTS = 50_000
@@ -76,7 +83,11 @@ class App:
         self.telemetry = Telemetry()
         tap = Tap(config.monitor.tap_rows_max, config.monitor.tap_bytes_max)
         self.plane = DataPlane(config, self.telemetry, tap)
-        self.observer = Observer(tap)
+        self.alarms = AlarmLog(
+            config.state_path / "alarms.jsonl", hold_off_s=config.alarms.hold_off_s
+        )
+        self.webhooks = _webhooks(config, self.alarms, self.telemetry)
+        self.observer = Observer(tap, self.alarms)
         self.sync = Sync(config, self.plane, self.observer)
         self._on_ready = on_ready
         self.carrier: Carrier | None = None
@@ -91,6 +102,7 @@ class App:
             *about.endpoints(self.plane, self.access),
             *repository.endpoints(self.plane),
             *monitor.endpoints(self.plane, self.observer, self.telemetry),
+            *alarms.endpoints(self.alarms),
             *labels.endpoints(self.plane, self.predictions, self.telemetry),
             *admin.endpoints(self.plane, self.observer),
             *contracts.endpoints(self.plane, self._predict),
@@ -122,6 +134,8 @@ class App:
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         if self.carrier is not None:
             await self.carrier.start()
+        if self.webhooks is not None:
+            self.webhooks.start()
         if self.predictions is not None:
             self.predictions.start()
         self.observer.start()
@@ -139,6 +153,8 @@ class App:
             await self.observer.stop()
             if self.predictions is not None:
                 await asyncio.to_thread(self.predictions.stop)
+            if self.webhooks is not None:
+                await asyncio.to_thread(self.webhooks.stop)
 
     async def _refresh(self) -> None:
         """Look at the file of keys again and again: a revoked key ends without a restart."""
@@ -166,8 +182,37 @@ class App:
         telemetry.source(BUILD, lambda: [((__version__,), 1.0)])
         telemetry.source(REFUSED, self.sync.refused_samples)
         telemetry.source(QUEUED_ROWS, self.sync.queued_samples)
-        if (log := self.predictions) is not None:
-            telemetry.source(DEGRADED, lambda: [(("labels",), float(log.problem is not None))])
+        telemetry.source(DEGRADED, self._degraded)
+        if (webhooks := self.webhooks) is not None:
+            telemetry.source(WEBHOOKS_WAITING, lambda: [((), float(webhooks.waiting))])
+
+    def _degraded(self) -> list[Sample]:
+        parts = {"alarms": self.alarms, "labels": self.predictions}
+        return [
+            ((what,), float(part.problem is not None))
+            for what, part in parts.items()
+            if part is not None
+        ]
+
+
+def _webhooks(config: ServerConfig, log: AlarmLog, telemetry: Telemetry) -> "Webhooks | None":
+    """Who is told of alarms; None when nobody is."""
+    if not config.alarms.targets:
+        return None
+    from gateway.alarms import targets  # noqa: PLC0415  httpx takes its time to load
+    from gateway.alarms.webhooks import WebhookMeters, Webhooks  # noqa: PLC0415  same
+
+    return Webhooks(
+        targets.load(Path(config.alarms.targets)),
+        log,
+        config.state_path / "alarms.dead.jsonl",
+        WebhookMeters(
+            delivered=telemetry.counter(WEBHOOKS, "delivered"),
+            retried=telemetry.counter(WEBHOOKS, "retried"),
+            dead=telemetry.counter(WEBHOOKS, "dead"),
+            refused=telemetry.counter(WEBHOOKS, "refused"),
+        ),
+    )
 
 
 def _prediction_log(config: ServerConfig, telemetry: Telemetry) -> PredictionLog | None:

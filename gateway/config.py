@@ -167,6 +167,19 @@ class LabelsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AlarmsConfig:
+    """Who is told of alarms, and how often."""
+
+    targets: str = ""
+    """A file (YAML or JSON) of webhooks and the hosts that may be called; empty: nobody is told."""
+    hold_off_s: float = 86_400.0
+    """A monitor whose alarm is over or acknowledged opens no new one for so long."""
+
+    def __post_init__(self) -> None:
+        _refuse(_within("alarms.hold_off_s", self.hold_off_s, 0, 365 * 86_400))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeConfig:
     """How sessions are opened and where they run."""
 
@@ -239,6 +252,7 @@ class ServerConfig:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
+    alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
+from gateway.alarms import AlarmLog, Crossing
 from gateway.columns import columns_of, fit
 from gateway.config import ADOPT_ROWS_MAX, ADOPT_ROWS_MIN
 from gateway.counters import Counter
@@ -36,6 +37,7 @@ from gateway.telemetry import (
 from gateway.tensors import BFLOAT16, Array, widened
 from monitors import Monitor, MonitorError, Profile
 from monitors.counts import share
+from monitors.window import Alarm
 from registry.signature import Signature
 
 T = TypeVar("T")
@@ -89,6 +91,9 @@ class Watch:
         self.source: str | None = None
         self.adoption: _Adoption | None = None
         self.problems: list[str] = []
+        self.alarms: AlarmLog | None = None
+        """Where alarms become episodes, and somebody is told."""
+        self._alarmed: set[str] = set()
         self._scores: Scores = ()
         self._scored = 0
         self._signature = signature
@@ -234,6 +239,9 @@ class Watch:
             },
         )
         self.judge_by(profile, "adopted")
+        self._alarmed = set()
+        if self.alarms is not None:
+            self.alarms.accept(self.model, self.version, note="a reference was adopted")
         is_kept = self._references is not None and _keep(profile, self._references)
         event(
             "reference_adopted",
@@ -265,9 +273,16 @@ class Watch:
         """Say which alarms the windows opened that have just closed."""
         monitor = self.monitor
         assert monitor is not None  # noqa: S101  only a monitor closes windows
+        open_ = {alarm.channel for alarm in monitor.alarms}
+        for channel in self._alarmed - open_:
+            if self.alarms is not None:
+                self.alarms.passed(self.model, self.version, f"drift:{channel}")
+        self._alarmed = open_
         for alarm in monitor.alarms:
             if alarm.window not in closed:
                 continue
+            if self.alarms is not None:
+                self.alarms.crossed(_crossing(self.model, self.version, alarm))
             self.meters.alarms.add()
             event(
                 "drift_alarm_opened",
@@ -281,6 +296,21 @@ class Watch:
                 since_window=alarm.since,
                 window=alarm.window,
             )
+
+
+def _crossing(model: str, version: int, alarm: Alarm) -> Crossing:
+    """An alarm of a monitor in the words of the event log."""
+    numbers = {"score": round(alarm.value, 4), "line": round(alarm.line, 4)}
+    return Crossing(
+        model,
+        version,
+        f"drift:{alarm.channel}",
+        f"{alarm.channel}: {alarm.statistic} {alarm.value:.2f}, without drift below"
+        f" {alarm.line:.3f}, in two windows running",
+        time.time(),
+        {"channel": alarm.channel, "statistic": alarm.statistic, **numbers,
+         "since_window": alarm.since, "window": alarm.window},
+    )  # fmt: skip
 
 
 def _rows_of(observations: list[Observation], is_output: bool, k: int) -> Array:
@@ -335,8 +365,9 @@ def adopted(directory: Path) -> dict[tuple[str, int], Profile]:
 class Observer:
     """The thread between the tap and the monitors."""
 
-    def __init__(self, tap: Tap) -> None:
+    def __init__(self, tap: Tap, alarms: AlarmLog | None = None) -> None:
         self._tap = tap
+        self._alarms = alarms
         self._watches: dict[tuple[str, int], Watch] = {}
         self._asked: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._lock = threading.Lock()
@@ -355,6 +386,7 @@ class Observer:
 
     def add(self, watch: Watch) -> None:
         """Watch one more version. A new dictionary, so that readers never see a change."""
+        watch.alarms = self._alarms
         self._watches = {**self._watches, (watch.model, watch.version): watch}
 
     async def ask(self, question: Callable[[], T]) -> T:

@@ -165,11 +165,22 @@ PREDICTIONS_FORGOTTEN = _declare(
         "Rows let go after labels.days, or beyond labels.bytes_max.",
     )
 )
+WEBHOOKS = _declare(
+    Family(
+        "driftgate_webhooks_total",
+        "counter",
+        "Alarms told to a target, by what became of them.",
+        ("is",),
+    )
+)
+WEBHOOKS_WAITING = _declare(
+    Family("driftgate_webhooks_waiting", "gauge", "Alarms that targets are still to be told.")
+)
 DEGRADED = _declare(
     Family(
         "driftgate_degraded",
         "gauge",
-        "1 while a part does not work although predictions do: labels (cannot be written).",
+        "1 while a part does not work although predictions do: labels, alarms (cannot be written).",
         ("what",),
     )
 )

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from gateway import __version__
-from gateway.cli import demo, drift, keys, labels, models, profile, serve
+from gateway.cli import alarm, demo, drift, keys, labels, models, profile, serve
 from gateway.errors import ConfigError, GatewayError
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ app.command("models")(models.models)
 app.command("drift")(drift.drift)
 app.command("profile")(profile.profile)
 app.add_typer(labels.app, name="labels")
+app.add_typer(alarm.app, name="alarm")
 app.add_typer(keys.app, name="keys")
 
 

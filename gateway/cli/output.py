@@ -13,7 +13,7 @@ from rich.table import Table
 SERVER_DEFAULT = "http://127.0.0.1:8000"
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)  # A channel named input:x: is no picture.
 
 
 def server_default() -> str:

@@ -423,6 +423,19 @@ _LABEL: Schema = {
     "additionalProperties": False,
 }
 
+_ALARM = _object({
+    "id": _TEXT,
+    "model": _NAME,
+    "version": _COUNT,
+    "monitor": _TEXT,
+    "episode": _COUNT,
+    "reason": _TEXT,
+    "state": {"enum": ["open", "passed", "acknowledged", "accepted"]},
+    "opened": {"type": "number"},
+    "since": {"type": "number"},
+    "runbook": _TEXT,
+})  # fmt: skip
+
 CONTENTS: Mapping[str, Content] = {
     **{f"Data.{kind}": Content(JSON, _nested(kind, element)) for kind, element in _DATA.items()},
     "Any": Content(JSON, {}),
@@ -499,6 +512,11 @@ CONTENTS: Mapping[str, Content] = {
         "problems": _list_of(_object({"at": _COUNT, "id": _TEXT, "is": _TEXT, "reason": _TEXT})),
         "problems_left_out": _COUNT,
     })),
+    "Alarms": Content(JSON, _object({"alarms": _list_of(_ALARM)})),
+    "Alarm": Content(JSON, _ALARM),
+    "AckRequest": Content(
+        JSON, {**_object({}, {"by": _TEXT, "note": _TEXT}), "additionalProperties": False}
+    ),
     "AdminModels": Content(JSON, _object({"models": _list_of(_ABOUT_MODEL)})),
     "AdminModel": Content(JSON, _ABOUT_MODEL),
     "AdoptRequest": Content(
