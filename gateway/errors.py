@@ -6,6 +6,8 @@
     |  |- TensorError           400  one tensor of it is: name, datatype, shape or data
     |  `- InputRefusedError     400  it fits the signature, and the model still refuses its values
     |- NotFoundError            404  no such model, version or path
+    |- VersionTakenError        409  another has the number that was asked for
+    |- VersionWithdrawnError    409  just these files must not be served again
     |- LabelsOffError           409  no predictions are kept, so labels would meet none
     |- MethodError              405  the path exists, the verb does not
     |- IdleError                408  a stream on which nothing moves
@@ -166,6 +168,31 @@ class MethodError(GatewayError):
     def __init__(self, method: str, allowed: Sequence[str]) -> None:
         self.allowed = tuple(allowed)
         super().__init__(f"{method} is not allowed here; use {' or '.join(allowed)}")
+
+
+class VersionTakenError(GatewayError):
+    """Another version has the number that was asked for."""
+
+    code = "version_taken"
+    status = 409
+    grpc_status = "ALREADY_EXISTS"
+
+    def __init__(self, model: str, version: int) -> None:
+        super().__init__(
+            f"model {model!r}: there is a version {version} already, with other files;"
+            " name another number, or none to take the next"
+        )
+
+
+class VersionWithdrawnError(GatewayError):
+    """Just these files were withdrawn."""
+
+    code = "version_withdrawn"
+    status = 409
+    grpc_status = "FAILED_PRECONDITION"
+
+    def __init__(self, model: str, version: int) -> None:
+        super().__init__(f"model {model!r}: just these files were withdrawn as version {version}")
 
 
 class LabelsOffError(GatewayError):

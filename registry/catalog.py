@@ -102,6 +102,26 @@ def scan(root: Path) -> Catalog:
     return Reader(root, settle_s=0.0).look()
 
 
+def numbers(model: Path) -> list[int]:
+    """Numbers that are taken in a model's directory, whatever is under them.
+
+    Raises
+    ------
+    RegistryError : it cannot be read.
+    """
+    try:
+        with os.scandir(model) as entries:
+            found = (names.version(entry.name) for entry in entries)
+            return sorted(number for number in found if number is not None)
+    except OSError as error:
+        raise RegistryError(f"cannot be read: {error.strerror}") from None
+
+
+def is_withdrawn(model: Path, version: int) -> bool:
+    """Whether a version must not be served again."""
+    return (model / f"{WITHDRAWN}{version}").exists()
+
+
 def content(directory: Path) -> list[str]:
     """Names of the files that make a version: all but its manifest, and what starts with a dot.
 

@@ -35,6 +35,10 @@ class UnsafeFileError(RegistryError):
     """A file that is not read as part of a version, with the reason."""
 
 
+class UntrustedError(RegistryError):
+    """A version that nobody whose key is trusted has signed, or that was changed since."""
+
+
 class ManifestError(RegistryError):
     """A `manifest.json` that cannot be believed, with the reason."""
 

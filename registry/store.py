@@ -210,9 +210,10 @@ class Staging:
             raise
 
     def write(self, name: str, data: bytes) -> FileDigest:
-        """Add a small file."""
+        """Add a small file, or write it anew."""
         path = self.directory / name
         with _writing(path):
+            path.unlink(missing_ok=True)
             fd = _create(path)
             try:
                 _write(fd, data)

@@ -1,0 +1,311 @@
+"""Publish: a model file becomes an immutable version, whole or not at all.
+
+Copy beside, open in a child process, run the golden cases, fit or check the profile, describe, then
+one rename. Publishing is not deploying: whether traffic moves is written in revisions.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gateway import __version__, admission
+from gateway import golden as cases
+from gateway import reference as references
+from gateway.admission import Admitted
+from gateway.columns import columns_of
+from gateway.columns import fit as fit_columns
+from gateway.config import RuntimeConfig
+from gateway.errors import (
+    BadRequestError,
+    StorageError,
+    VersionTakenError,
+    VersionWithdrawnError,
+    nearest,
+    shown,
+)
+from gateway.runtime import Session
+from monitors import MonitorError, Profile
+from registry import catalog, manifest, names, store, trust
+from registry.catalog import GOLDEN_FILE, MODEL_FILE, REFERENCE_FILE, WARMUP_FILE, VersionFiles
+from registry.errors import RegistryError, WriteError
+from registry.manifest import Manifest
+from registry.store import FileDigest, Staging
+
+_SIZE_MAX = 1 << 40
+_PROFILE_BYTES_MAX = 64 << 20
+
+Progress = Callable[[str, float], None]
+"""Is told what is being done, and the share of it that is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What came of it."""
+
+    model: str
+    version: int
+    digest: str
+    is_new: bool
+    """False when a version with just these files was there already."""
+    problems: tuple[str, ...] = ()
+    """What works, but perhaps not as meant: columns of the reference that are not watched."""
+    flagged: tuple[str, ...] = ()
+    """Operators that may take unbounded time or memory."""
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A version on its way."""
+
+    admitted: Admitted
+    files: dict[str, FileDigest]
+    problems: list[str] = field(default_factory=list)
+
+
+def publish(
+    registry: Path,
+    model: str,
+    file: Path,
+    *,
+    version: int | None = None,
+    reference: Path | None = None,
+    warmup: Path | None = None,
+    golden: Path | None = None,
+    lineage: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+    sign: Path | None = None,
+    progress: Progress = lambda _what, _share: None,
+) -> Published:
+    """Make a version out of a model file.
+
+    Parameters
+    ----------
+    registry, model : where, and under which name
+    file : the ONNX file; files of weights that it names are taken from its own directory
+    version : the number to take; else the next one
+    reference : a profile (`.json`), or reference data (CSV, NPZ) to make one of
+    warmup, golden : runs before it serves, and what must come out (gateway/golden.py)
+    lineage : anything JSON can hold; kept as it is
+    sign : PEM file of an Ed25519 private key
+
+    Raises
+    ------
+    BadRequestError : a name, a file or a case is wrong; nothing was published.
+    VersionRefusedError : the model cannot be served, with the reason.
+    VersionTakenError : another has the number that was named.
+    VersionWithdrawnError : just these files were withdrawn.
+    StorageError : the registry cannot be written.
+    """
+    if not names.is_model(model):
+        raise BadRequestError(
+            f"{shown(model)} is no name of a model: letters, digits, '.', '_', '-'; no '..'"
+        )
+    if version is not None and names.version(str(version)) is None:
+        raise BadRequestError(f"version {version}: must be a positive number")
+    try:
+        key = None if sign is None else trust.read_private_key(sign)
+        if not registry.is_dir():
+            raise BadRequestError(f"registry {str(registry)!r}: no such directory")
+        store.make_directory(registry / model)
+        with Staging(registry / model) as staging:
+            draft = _stage(
+                staging, file, progress, reference=reference, warmup=warmup, golden=golden
+            )
+            progress("publishing", 0.0)
+            described = _describe(model, draft, lineage or {}, tags or {})
+            return _place(staging, registry / model, described, draft, version, key)
+    except WriteError as error:
+        raise StorageError(f"nothing was published: {error}") from None
+    except RegistryError as error:
+        raise BadRequestError(str(error)) from None
+
+
+def _stage(
+    staging: Staging,
+    file: Path,
+    progress: Progress,
+    *,
+    reference: Path | None,
+    warmup: Path | None,
+    golden: Path | None,
+) -> _Draft:
+    """Copy and look at everything that makes the version."""
+    files = _copy_model(staging, file, progress)
+    progress("opening", 0.0)
+    draft = _Draft(admission.admit(staging.directory), files)
+    session = None
+    for source, name in ((warmup, WARMUP_FILE), (golden, GOLDEN_FILE)):
+        if source is None:
+            continue
+        session = session or Session(staging.directory / MODEL_FILE, RuntimeConfig())
+        data = _read(source, cases.BYTES_MAX)
+        progress("running cases", 0.0)
+        cases.run(session, cases.read(data, source.name, session.signature), source.name)
+        draft.files[name] = staging.write(name, data)
+    if reference is not None:
+        profile, draft.problems = _profile(staging.directory / MODEL_FILE, reference, progress)
+        data = (profile.to_json() + "\n").encode("ascii")
+        draft.files[REFERENCE_FILE] = staging.write(REFERENCE_FILE, data)
+    return draft
+
+
+def _copy_model(staging: Staging, file: Path, progress: Progress) -> dict[str, FileDigest]:
+    """The ONNX file, and the files of weights that it names in its own directory."""
+    if not file.is_file():
+        raise BadRequestError(f"{file.name}: no such file")
+    try:
+        external = admission.external_files(file)
+        sizes = [file.stat().st_size] + [(file.parent / name).stat().st_size for name in external]
+    except FileNotFoundError as error:
+        raise BadRequestError(f"{Path(error.filename).name}: no such file") from None
+    except OSError as error:
+        raise BadRequestError(f"{file.name}: cannot be read: {error.strerror}") from None
+    if clash := {MODEL_FILE, manifest.FILE, manifest.SEAL_FILE, REFERENCE_FILE} & {*external}:
+        raise BadRequestError(f"{file.name}: its weights are in {min(clash)!r}; rename that file")
+    total, done = max(sum(sizes), 1), 0
+
+    def told(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        progress("copying", min(done / total, 1.0))
+
+    try:
+        copied = {MODEL_FILE: staging.copy(file, MODEL_FILE, bytes_max=_SIZE_MAX, progress=told)}
+        copied |= store.private_copy(
+            file.parent, external, staging.directory, bytes_max=_SIZE_MAX, progress=told
+        )
+    except OSError as error:
+        raise BadRequestError(f"{file.name}: cannot be read: {error.strerror}") from None
+    return copied
+
+
+def _profile(model_file: Path, source: Path, progress: Progress) -> tuple[Profile, list[str]]:
+    """A profile that was made before, or one made of data by running the model on it."""
+    if source.suffix == ".json":
+        try:
+            profile = Profile.from_json(_read(source, _PROFILE_BYTES_MAX))
+        except MonitorError as error:
+            raise BadRequestError(f"{source.name}: {error}") from None
+    else:
+        columns = references.read(source, lambda share: progress("reading reference", share))
+        profile = references.fit_to_model(
+            columns,
+            model_file,
+            {"origin": "driftgate publish", "data": source.name},
+            lambda share: progress("running the model on the reference", share),
+        )
+    signature = Session(model_file, RuntimeConfig()).signature
+    watched, _ = columns_of(signature)
+    fitting, problems = fit_columns(profile, watched, signature)
+    if not fitting:
+        first = next(iter(profile.channels))
+        hint = nearest(first, [column.channel for column in watched])
+        meant = f"; did you mean {hint!r}?" if hint else ""
+        raise BadRequestError(
+            f"{source.name}: none of its columns is an input or output of the model,"
+            f" {first!r} is not{meant}"
+        )
+    return profile, problems
+
+
+def _describe(
+    model: str, draft: _Draft, lineage: Mapping[str, Any], tags: Mapping[str, str]
+) -> Manifest:
+    return Manifest(
+        model=model,
+        version=0,
+        digest=manifest.tree_digest(draft.files),
+        files=manifest.entries(draft.files),
+        signature=draft.admitted.signature,
+        runtime=draft.admitted.runtime,
+        verdict=draft.admitted.verdict(admission.model_digest(draft.files)),
+        lineage={"published_by": f"driftgate {__version__}", **lineage},
+        tags=dict(tags),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _place(
+    staging: Staging,
+    directory: Path,
+    described: Manifest,
+    draft: _Draft,
+    wanted: int | None,
+    key: Any,
+) -> Published:
+    """Find the number and take it, unless a version with just these files is there."""
+    while True:
+        taken = catalog.numbers(directory)
+        for same in taken:
+            if not _is_same(VersionFiles(described.model, same, directory / str(same)), described):
+                continue
+            if catalog.is_withdrawn(directory, same):
+                raise VersionWithdrawnError(described.model, same)
+            _settle(directory / str(same), key)
+            return _published(described, draft, same, is_new=False)
+        number = wanted or max(taken, default=0) + 1
+        if number in taken:
+            raise VersionTakenError(described.model, number)
+        numbered = msgspec.structs.replace(described, version=number)
+        data = numbered.to_json()
+        if len(data) > manifest.BYTES_MAX:
+            raise BadRequestError(f"lineage and tags: more than {manifest.BYTES_MAX} bytes")
+        staging.write(manifest.FILE, data)
+        if key is not None:
+            staging.write(manifest.SEAL_FILE, key.sign(data))
+        if staging.publish(directory / str(number)):
+            return _published(numbered, draft, number, is_new=True)
+
+
+def _is_same(files: VersionFiles, described: Manifest) -> bool:
+    """Whether a version that is there has just these files."""
+    try:
+        found = catalog.read_manifest(files.model, files.version, files.directory)
+        if found is not None:
+            return found.digest == described.digest
+        sizes = {name: (files.directory / name).stat().st_size for name in described.files}
+        if catalog.content(files.directory) != sorted(sizes) or any(
+            sizes[name] != entry.bytes for name, entry in described.files.items()
+        ):
+            return False
+        return catalog.digest_of(files) == described.digest
+    except (RegistryError, OSError):
+        return False
+
+
+def _settle(directory: Path, key: Any) -> None:
+    """See that a version that is there is on disk, and signed if that is asked for."""
+    if key is not None:
+        with contextlib.suppress(FileNotFoundError):  # a drop-in has nothing to sign
+            data = (directory / manifest.FILE).read_bytes()
+            store.create_if_absent(directory / manifest.SEAL_FILE, key.sign(data))
+    # Whoever made it may have died before it was on disk.
+    with contextlib.suppress(OSError):
+        store.sync_directory(directory.parent)
+
+
+def _published(described: Manifest, draft: _Draft, version: int, *, is_new: bool) -> Published:
+    return Published(
+        described.model,
+        version,
+        described.digest,
+        is_new,
+        tuple(draft.problems),
+        tuple(draft.admitted.flagged),
+    )
+
+
+def _read(file: Path, bytes_max: int) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(bytes_max + 1)
+    except OSError as error:
+        raise BadRequestError(f"{file.name}: cannot be read: {error.strerror}") from None
+    if len(data) > bytes_max:
+        raise BadRequestError(f"{file.name}: more than {bytes_max} bytes")
+    return data
