@@ -4,6 +4,7 @@ RegistryError
 |- WriteError        the disk says no: full, read-only, gone, broken
 |- UnsafeFileError   a file that is a link, no regular file, too large, or outside
 |- ManifestError     a manifest that cannot be believed
+|- RolloutError      a plan that is wrong, or a rollout that does not allow what was asked
 `- RevisionError     a revision that cannot be read: it is not there, it is
                      damaged, or of a later release
 """
@@ -66,3 +67,11 @@ class NewerFormatError(RevisionError):
 
     def __init__(self, what: str, given: int, known: int) -> None:
         super().__init__(f"{what}: format {given}; this release reads up to {known}: upgrade it")
+
+
+class RolloutError(RegistryError):
+    """A plan is wrong, or a rollout does not allow this; `problems` holds all there is."""
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("; ".join(problems))

@@ -51,6 +51,11 @@ class _Part(
     """A mapping of a route document."""
 
 
+Part = _Part
+"""What mappings of other documents are made of, so that `read_part` reads them."""
+_Kind = typing.TypeVar("_Kind", bound=_Part)
+
+
 class HeaderMatch(_Part, frozen=True):
     """What a header must be, where equality is not enough."""
 
@@ -270,6 +275,13 @@ def parse_one(model: str, value: object) -> Route:
     if problems or route is None:
         raise RouteError(*problems)
     return route
+
+
+def read_part(kind: type[_Kind], value: object, where: str) -> tuple[_Kind | None, list[str]]:
+    """A mapping of another document, read as strictly as a route, and every problem in it."""
+    problems: list[str] = []
+    part: _Kind | None = _read(kind, value, where, problems)
+    return part, problems
 
 
 def document(route: Route) -> dict[str, Any]:
