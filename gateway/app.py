@@ -96,6 +96,7 @@ class App:
 
             self.carrier = carrier.Carrier(self.plane, self.access, grpc_host)
         self.predictions = _prediction_log(config, self.telemetry)
+        self.plane.predictions = self.predictions
         self._predict = Predict(self.plane, self.access)
         self._stream = Stream(self.plane, self.access)
         self.endpoints: list[Endpoint] = [
@@ -229,7 +230,7 @@ def _prediction_log(config: ServerConfig, telemetry: Telemetry) -> PredictionLog
         meters=LogMeters(
             kept=telemetry.counter(PREDICTIONS_KEPT),
             lost_full=telemetry.counter(PREDICTIONS_LOST, "queue_full"),
-            lost_ended=telemetry.counter(PREDICTIONS_LOST, "ended"),
+            lost_unwritten=telemetry.counter(PREDICTIONS_LOST, "not_written"),
             forgotten=telemetry.counter(PREDICTIONS_FORGOTTEN),
         ),
         elements_max=kept.elements_max,

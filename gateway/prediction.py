@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from gateway.config import ServerConfig
 from gateway.errors import ClientGoneError, DeadlineError, GatewayError, NotReadyError
+from gateway.labels import Asked, Observed, PredictionLog
 from gateway.protocol.call import Answer, Call, Codec, choose, classified, n_rows, refuse_texts
 from gateway.router import Meters, Table, Variant
 from gateway.tap import Tap
@@ -31,6 +32,8 @@ class Head:
     timeout_s: float | None
     gone: Gone | None
     """None where the carrier cancels the task of a call that nobody waits for."""
+    request_id: bytes = b""
+    """What predictions are called when labels come; empty: nobody was told, so none are kept."""
 
 
 class DataPlane:
@@ -50,6 +53,8 @@ class DataPlane:
         """Closes all versions of a model."""
         self.timeout_s = config.limits.timeout_s
         self.sample = config.monitor.sample / 100
+        self.predictions: PredictionLog | None = None
+        """Where predictions wait for labels, if they do."""
         self._large = asyncio.Semaphore(1)
         self._pinned: dict[tuple[str, int], Meters] = {}
 
@@ -76,7 +81,9 @@ class DataPlane:
             return await asyncio.to_thread(codec.decode, body)
 
 
-async def infer(plane: DataPlane, codec: Codec, head: Head, body: bytes, start: float) -> Answer:
+async def infer(  # noqa: C901  one prediction from start to end, on one screen
+    plane: DataPlane, codec: Codec, head: Head, body: bytes, start: float
+) -> Answer:
     """One prediction: decode, pick a variant, bind, batch, run, observe, encode.
 
     Parameters
@@ -118,6 +125,8 @@ async def infer(plane: DataPlane, codec: Codec, head: Head, body: bytes, start: 
         outputs = await (_unless_gone(future, head.gone) if head.gone and queue.is_busy else future)
         if 0 < plane.sample < 1 and random.random() < plane.sample:  # noqa: S311  no secret
             variant.observe(inputs, outputs, rows)  # Where every request counts, runs are tapped.
+        if plane.predictions is not None and head.request_id:
+            _keep(plane.predictions, head, variant, inputs, outputs, rows)
         given = classified(call, signature, outputs) if call.outputs else outputs
         answer = codec.encode(call, served, given)
     except asyncio.CancelledError:
@@ -133,6 +142,30 @@ async def infer(plane: DataPlane, codec: Codec, head: Head, body: bytes, start: 
 
 async def _decoded(plane: DataPlane, codec: Codec, body: bytes) -> Call:
     return codec.decode(body) if len(body) <= _SMALL_BYTES else await plane.decode(codec, body)
+
+
+def _keep(
+    log: PredictionLog,
+    head: Head,
+    variant: Variant,
+    inputs: list[Array],
+    outputs: list[Array],
+    rows: int,
+) -> None:
+    """Let a prediction wait for its label, if its id is among those that are kept."""
+    name = head.request_id.decode("latin-1")
+    if not log.wants(name):
+        return
+    is_pinned = head.version is not None
+    asked = Asked(
+        name,
+        rows,
+        str(variant.version) if is_pinned else "champion",
+        "pinned" if is_pinned else "primary",
+    )
+    log.record(
+        Observed(variant.model, variant.version, (asked,), variant.signature, outputs, inputs)
+    )
 
 
 def _size(inputs: list[Array]) -> int:

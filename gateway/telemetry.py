@@ -154,7 +154,7 @@ PREDICTIONS_LOST = _declare(
     Family(
         "driftgate_predictions_lost_total",
         "counter",
-        "Rows that should have been written down and were not: queue_full, ended.",
+        "Rows that should have been written down and were not: queue_full, not_written.",
         ("reason",),
     )
 )

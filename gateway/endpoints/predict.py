@@ -126,7 +126,8 @@ class Predict:
                 raise self._too_large()  # noqa: TRY301  answered below
             if b"content-encoding" in headers:
                 body = await self._unpacked(body, headers[b"content-encoding"])
-            head = Head(model, version, read_timeout_s(headers), partial(_gone, receive))
+            timeout_s = read_timeout_s(headers)
+            head = Head(model, version, timeout_s, partial(_gone, receive), request_id)
             answer = await infer(self._plane, codec, head, body, start)
             content, extra = answer.body, answer.headers
             if len(content) > compression.BYTES_MIN and b"accept-encoding" in headers:

@@ -63,6 +63,7 @@ class _Asked:
     model: str
     version: str | None
     timeout_s: float | None
+    request_id: bytes
 
 
 class Stream:
@@ -80,7 +81,7 @@ class Stream:
             request_id = os.urandom(8).hex().encode()
         lines = [(b"x-request-id", request_id)]
         try:
-            asked = self._asked(scope, headers)
+            asked = self._asked(scope, headers, request_id)
         except GatewayError as error:
             self._plane.rejected(error)
             content = error_body(error)
@@ -95,7 +96,7 @@ class Stream:
         abort = scope.get("extensions", {}).get(ABORT, {}).get("now")
         await _Exchange(self._plane, asked, receive, send, abort).run([*HEADERS, *lines])
 
-    def _asked(self, scope: Scope, headers: dict[bytes, bytes]) -> _Asked:
+    def _asked(self, scope: Scope, headers: dict[bytes, bytes], request_id: bytes) -> _Asked:
         """Whom a stream is for; one that nobody could answer is refused before it begins."""
         if scope["method"] != "POST":
             raise MethodError(scope["method"], ["POST"])
@@ -115,7 +116,7 @@ class Stream:
         model, _, number = path[len(_PREFIX) : -len(_SUFFIX)].partition("/versions/")
         version = number if path.count("/") > 4 else None
         self._plane.table.model(model).pick(version)
-        return _Asked(model, version, read_timeout_s(headers))
+        return _Asked(model, version, read_timeout_s(headers), request_id)
 
 
 class _Exchange:
@@ -135,6 +136,7 @@ class _Exchange:
     ) -> None:
         self._plane = plane
         self._asked = asked
+        self._number = 0
         self._receive = receive
         self._send = send
         self._abort = abort
@@ -201,7 +203,8 @@ class _Exchange:
                     if self._gone.is_set() or self._has_all:
                         return
                     before = self._unanswered[-1][0] if self._unanswered else None
-                    answer = asyncio.create_task(self._answer(document, before))
+                    answer = asyncio.create_task(self._answer(document, self._number, before))
+                    self._number += 1
                     self._queue(answer, len(document))
             framer.end()
         except GatewayError as error:
@@ -234,13 +237,15 @@ class _Exchange:
 
     # -- answering
 
-    async def _answer(self, document: bytes, before: "asyncio.Future[bytes] | None") -> bytes:
+    async def _answer(
+        self, document: bytes, number: int, before: "asyncio.Future[bytes] | None"
+    ) -> bytes:
         """One document's answer, or what was wrong with it: the stream goes on."""
-        answer = await self._tried(document)
+        answer = await self._tried(document, number)
         if isinstance(answer, QueueFullError) and before is not None and not before.done():
             # The stream's own rows may be what fills the queue: it waits for them, and asks again.
             await asyncio.wait((before,))
-            answer = await self._tried(document)
+            answer = await self._tried(document, number)
         if isinstance(answer, bytes):
             return answer
         if len(document) <= _SMALL_BYTES:
@@ -248,9 +253,10 @@ class _Exchange:
         found = await asyncio.to_thread(identity, document, self._bytes_max)
         return encode_error(answer, found)
 
-    async def _tried(self, document: bytes) -> bytes | GatewayError:
+    async def _tried(self, document: bytes, number: int) -> bytes | GatewayError:
         asked = self._asked
-        head = Head(asked.model, asked.version, asked.timeout_s, self._until_gone)
+        name = b"%s.%d" % (asked.request_id, number)
+        head = Head(asked.model, asked.version, asked.timeout_s, self._until_gone, name)
         try:
             answer = await infer(self._plane, self._codec, head, document, time.perf_counter())
         except GatewayError as error:

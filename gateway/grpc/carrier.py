@@ -123,12 +123,12 @@ class Carrier:
         )  # fmt: skip
 
     async def _infer(self, message: bytes, context: Any) -> bytes:
-        metadata = context.invocation_metadata()
+        metadata, request_id = context.invocation_metadata(), ""
         if len(metadata) != 1 or metadata[0][0] != "user-agent":  # Most calls have nothing else.
-            await _echo_id(context)
+            request_id = await _echo_id(context)
         try:
             self._guard("predict", metadata)
-            return await self._service.infer(message, context.time_remaining())
+            return await self._service.infer(message, context.time_remaining(), request_id)
         except GatewayError as error:
             await _refuse(context, error)
         except Exception:  # noqa: BLE001  no trace may reach a client
@@ -214,12 +214,13 @@ def _credentials(config: ServerConfig) -> Any:
     )
 
 
-async def _echo_id(context: Any) -> None:
-    """Give a request's id back. Only then: metadata of its own costs a system call."""
+async def _echo_id(context: Any) -> str:
+    """Give a request's id back, if it has one. Only then: metadata costs a system call."""
     for name, value in context.invocation_metadata() or ():
         if name == _ID and isinstance(value, str) and 0 < len(value) <= _ID_LENGTH_MAX:
             await context.send_initial_metadata(((_ID, value),))
-            return
+            return value
+    return ""
 
 
 async def _send(answers: AsyncGenerator[bytes, None], context: Any, name: str) -> None:

@@ -46,7 +46,7 @@ class Service:
         self._is_closing = False
         self.calls: Mapping[str, Call] = self._calls()
 
-    async def infer(self, message: bytes, timeout_s: float | None) -> bytes:
+    async def infer(self, message: bytes, timeout_s: float | None, request_id: str = "") -> bytes:
         """ModelInfer; cancel it when nobody waits for the answer any more.
 
         Raises
@@ -54,7 +54,7 @@ class Service:
         GatewayError : what the client is told instead of an answer.
         """
         start = time.perf_counter()
-        head = Head(None, None, timeout_s, None)
+        head = Head(None, None, timeout_s, None, request_id.encode())
         return (await infer(self._plane, self._codec, head, message, start)).body
 
     async def stream(

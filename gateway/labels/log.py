@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +21,7 @@ from gateway.labels import ids
 from gateway.labels.rows import Bounds, Kept, Label, StoreError, Verdict, pack
 from gateway.telemetry import event
 from gateway.tensors import BFLOAT16, Array, widened
+from registry.signature import Signature, TensorSpec
 
 if TYPE_CHECKING:
     from gateway.labels.store import Store  # SQLAlchemy takes its time to load
@@ -58,9 +59,8 @@ class Observed:
     model: str
     version: int
     requests: Sequence[Asked]
-    output_names: Sequence[str]
+    signature: Signature
     outputs: Sequence[Array]
-    input_names: Sequence[str] = ()
     inputs: Sequence[Array] = ()
     time: float | None = None
     """Seconds since 1970; None: now."""
@@ -73,9 +73,9 @@ class LogMeters:
     kept: Counter
     """Rows written, by the log's thread."""
     lost_full: Counter
-    """Rows that found the queue full, by whoever records."""
-    lost_ended: Counter
-    """Rows that could not be written before the end, by the log's thread."""
+    """Rows that found the queue full, by the event loop."""
+    lost_unwritten: Counter
+    """Rows that could not be written before the end, or not at all, by the log's thread."""
     forgotten: Counter
     """Rows let go by retention, by the log's thread."""
 
@@ -111,6 +111,9 @@ class PredictionLog:
         self._elements_max = elements_max
         self._with_inputs = with_inputs
         self._queue_rows_max = queue_rows_max
+        # One thread adds to the first number and the other to the second; neither is locked.
+        self._rows_in = self._rows_out = 0
+        self._raw: deque[tuple[Observed, Asked, slice, float]] = deque()
         self._waiting: deque[Kept] = deque()
         self._asked: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._called = threading.Event()
@@ -133,57 +136,26 @@ class PredictionLog:
 
     # -- handed over
 
+    def wants(self, request: str) -> bool:
+        """Whether predictions of this request are kept at all."""
+        return ids.is_kept(request, self.share)
+
     def record(self, observed: Observed) -> None:
         """Keep the predictions of those requests that are kept at all. Never waits.
 
-        One thread may call this: the observer's.
+        One thread may call this: the event loop. Nobody writes to the arrays from now on.
         """
         at = 0
         moment = time.time() if observed.time is None else observed.time
-        n = sum(asked.rows for asked in observed.requests)
         for asked in observed.requests:
-            rows = slice(at, at + asked.rows)
-            at += asked.rows
-            if not ids.is_kept(asked.id, self.share):
+            start, at = at, at + asked.rows
+            if not self.wants(asked.id):
                 continue
-            if len(self._waiting) + asked.rows > self._queue_rows_max:
+            if self._rows_in - self._rows_out + asked.rows > self._queue_rows_max:
                 self.meters.lost_full.add(asked.rows)
                 continue
-            outputs = self._rows(observed.output_names, observed.outputs, n, rows)
-            inputs = (
-                self._rows(observed.input_names, observed.inputs, n, rows)
-                if self._with_inputs
-                else [None] * asked.rows
-            )
-            sampled = asked.sampled * min(self.share, 1.0)
-            self._waiting.extend(
-                Kept(
-                    asked.id, k, observed.model, observed.version, asked.traffic, asked.variant,
-                    moment, sampled, asked.assigned, asked.unit, outputs[k] or b"\x80", inputs[k],
-                )
-                for k in range(asked.rows)
-            )  # fmt: skip
-
-    def _rows(
-        self, names: Sequence[str], tensors: Sequence[Array], n: int, rows: slice
-    ) -> list[bytes | None]:
-        """The tensors of these rows, packed row by row."""
-        columns: list[tuple[str, list[Any]]] = []
-        for name, tensor in zip(names, tensors, strict=True):
-            if not tensor.ndim or tensor.shape[0] != n:
-                continue  # it has no row for each row of a request
-            part = tensor[rows]
-            if part.dtype == BFLOAT16:
-                part = widened(part)
-            width = part.size // max(len(part), 1)
-            if width > self._elements_max:
-                continue
-            values = part.reshape(len(part)) if width == 1 else part.reshape(len(part), width)
-            columns.append((name, values.tolist()))
-        return [
-            pack({name: values[k] for name, values in columns})
-            for k in range(rows.stop - rows.start)
-        ]
+            self._rows_in += asked.rows
+            self._raw.append((observed, asked, slice(start, at), moment))
 
     async def label(self, labels: Sequence[Label]) -> list[Verdict]:
         """Store labels, after all predictions handed over before; what became of each.
@@ -221,7 +193,7 @@ class PredictionLog:
         self._retry_at = 0.0
         self._answer()
         self._write()
-        self.meters.lost_ended.add(len(self._waiting))
+        self.meters.lost_unwritten.add(len(self._waiting))
 
     def _answer(self) -> None:
         while self._asked:
@@ -235,7 +207,54 @@ class PredictionLog:
             except Exception as error:  # noqa: BLE001  whoever asked is told
                 answer.set_exception(error)
 
+    def _drain(self) -> None:
+        """What was handed over, as rows of the table."""
+        while self._raw:
+            observed, asked, rows, moment = self._raw.popleft()
+            try:
+                self._waiting.extend(self._kept(observed, asked, rows, moment))
+            except Exception:  # noqa: BLE001  one bad answer must not end the thread
+                self._rows_out += asked.rows
+                self.meters.lost_unwritten.add(asked.rows)
+                event("prediction_not_kept", logging.ERROR, model=observed.model, exc=True)
+
+    def _kept(self, observed: Observed, asked: Asked, rows: slice, moment: float) -> Iterator[Kept]:
+        n = sum(one.rows for one in observed.requests)
+        signature = observed.signature
+        outputs = self._rows(signature.outputs, observed.outputs, n, rows)
+        inputs: Sequence[bytes | None] = [None] * asked.rows
+        if self._with_inputs:
+            inputs = self._rows(signature.inputs, observed.inputs, n, rows)
+        sampled = asked.sampled * min(self.share, 1.0)
+        for k in range(asked.rows):
+            yield Kept(
+                asked.id, k, observed.model, observed.version, asked.traffic, asked.variant,
+                moment, sampled, asked.assigned, asked.unit, outputs[k], inputs[k],
+            )  # fmt: skip
+
+    def _rows(
+        self, specs: Sequence[TensorSpec], tensors: Sequence[Array], n: int, rows: slice
+    ) -> list[bytes]:
+        """The tensors of these rows, packed row by row."""
+        columns: list[tuple[str, list[Any]]] = []
+        for spec, tensor in zip(specs, tensors, strict=True):
+            if not tensor.ndim or tensor.shape[0] != n:
+                continue  # it has no row for each row of a request
+            part = tensor[rows]
+            if part.dtype == BFLOAT16:
+                part = widened(part)
+            width = part.size // max(len(part), 1)
+            if width > self._elements_max:
+                continue
+            values = part.reshape(len(part)) if width == 1 else part.reshape(len(part), width)
+            columns.append((spec.name, values.tolist()))
+        return [
+            pack({name: values[k] for name, values in columns})
+            for k in range(rows.stop - rows.start)
+        ]
+
     def _write(self) -> None:
+        self._drain()
         while self._waiting and time.monotonic() >= self._retry_at:
             batch = [self._waiting[k] for k in range(min(len(self._waiting), _BATCH_ROWS))]
             try:
@@ -246,6 +265,7 @@ class PredictionLog:
             # Only now: what a failed write has at hand is still first in the queue.
             for _ in batch:
                 self._waiting.popleft()
+            self._rows_out += len(batch)
             self.meters.kept.add(len(batch))
             self._succeeded()
 

@@ -72,6 +72,56 @@ def test_labels_join_by_prediction_id_in_every_format(server: Server, client: ht
             assert counts(answer.json()) == {verdict: 1}, (kind, answer.text)
 
 
+def test_predictions_are_kept_under_the_id_that_was_answered(
+    server: Server, client: httpx.Client
+) -> None:
+    """Over HTTP, in a stream and over gRPC; by the version that answers, and by number."""
+    body = request(tensor("x", "FP32", [3], [0.25, 0.5, 1.0]))
+    made = client.post("/v2/models/m/infer", json=body).headers["x-request-id"]
+    given = client.post(
+        "/v2/models/m/versions/1/infer", json=body, headers={"x-request-id": "own/4711"}
+    )
+    assert given.headers["x-request-id"] == "own/4711"
+    document = msgpack.packb({
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [0.125]}]
+    })  # fmt: skip
+    streamed = client.post(
+        "/v2/models/m/infer_stream",
+        content=document * 2,
+        headers={"content-type": "application/msgpack", "x-request-id": "stream"},
+    )
+    assert streamed.status_code == 200
+    ask_by_grpc(server.wait_for("ready")["grpc_url"], "by-grpc")
+
+    answer = send(client, [
+        {"id": made, "label": [0, 1, 1]},
+        {"id": "own/4711/2", "label": 1},
+        {"id": "stream.1", "label": 0, "model": "m"},
+        {"id": "by-grpc/0", "label": 1, "model": "m"},
+    ])  # fmt: skip
+
+    assert counts(answer) == {"joined": 6}
+    found = {(row.request, row.row): row for row in server.store.joined("m")}
+    assert [found[made, k].outputs for k in range(3)] == [{"y": 0.25}, {"y": 0.5}, {"y": 1.0}]
+    assert (found[made, 0].variant, found[made, 0].traffic) == ("champion", "primary")
+    assert (found["own/4711", 2].variant, found["own/4711", 2].traffic) == ("1", "pinned")
+    assert found["stream.1", 0].outputs == {"y": 0.125}
+    assert found["by-grpc", 0].outputs == {"y": 0.5}
+
+
+def ask_by_grpc(address: str, name: str) -> None:
+    import grpc
+
+    from gateway.protocol.stubs import inference_pb2 as pb
+
+    message = pb.ModelInferRequest(model_name="m")
+    given = message.inputs.add(name="x", datatype="FP32", shape=[1])
+    given.contents.fp32_contents.append(0.5)
+    with grpc.insecure_channel(address) as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        infer(message.SerializeToString(), metadata=(("x-request-id", name),), timeout=20)
+
+
 def test_every_verdict_is_told_with_its_reason(server: Server, client: httpx.Client) -> None:
     """One bad label never refuses the others."""
     keep(server, "v", rows=3)

@@ -17,7 +17,8 @@ from gateway.labels import Asked, Observed, PredictionLog, StoreError, ids
 from gateway.labels.log import LogMeters
 from gateway.labels.rows import Bounds, Kept, Label
 from gateway.labels.store import Store
-from gateway.tensors import BFLOAT16
+from gateway.tensors import BFLOAT16, datatype
+from registry.signature import Signature, TensorSpec
 from tests.serving import wait_until
 
 
@@ -72,8 +73,12 @@ def make(store: Any, **options: Any) -> PredictionLog:
 def observed(*requests: Asked, **tensors: Any) -> Observed:
     n = sum(asked.rows for asked in requests)
     outputs = tensors or {"score": np.arange(n, dtype=np.float32)}
-    return Observed("m", 1, requests, list(outputs), list(outputs.values()), ("x",),
-                    (np.arange(n)[:, None],), time=5.0)  # fmt: skip
+    signature = Signature(
+        (TensorSpec("x", "INT64", (-1, 1)),),
+        tuple(TensorSpec(name, datatype(array), (-1,)) for name, array in outputs.items()),
+    )
+    arrays = list(outputs.values())
+    return Observed("m", 1, requests, signature, arrays, (np.arange(n)[:, None],), time=5.0)
 
 
 def unpacked(rows: list[Kept]) -> list[dict[str, Any]]:
@@ -206,7 +211,7 @@ def test_at_the_end_what_waits_is_written(store: FakeStore) -> None:
     log.start()
     log.record(observed(Asked("a", 3, "champion")))
     log.stop()
-    assert log.meters.lost_ended.value == 3
+    assert log.meters.lost_unwritten.value == 3
 
 
 def test_keeping_a_row_costs_little(tmp_path: Path) -> None:
