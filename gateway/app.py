@@ -34,6 +34,7 @@ from gateway.labels import PredictionLog
 from gateway.labels.log import LogMeters
 from gateway.labels.rows import Bounds
 from gateway.observer import Observer
+from gateway.place import Place
 from gateway.prediction import DataPlane
 from gateway.sync import Sync
 from gateway.tap import Tap
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
 _GC_OBJECTS = 50_000
 _REFRESH_S = 1.0
+_JOIN_S_MAX = 5.0
 
 Ready = Callable[[DataPlane], None]
 
@@ -71,16 +73,19 @@ class App:
         config: ServerConfig,
         on_ready: Ready | None = None,
         grpc_host: str | None = None,
+        place: Place | None = None,
     ) -> None:
         """Build everything; nothing is opened before the server's lifespan starts.
 
         Parameters
         ----------
         grpc_host : the address to carry the same calls over gRPC at; None: over HTTP only
+        place : where the worker sits; None: this is no worker, and counts in memory
         """
         self.config = config
         self.access = Access(config)
-        self.telemetry = Telemetry()
+        self._is_joining = place is not None and place.is_joining
+        self.telemetry = Telemetry() if place is None else Telemetry(place.run_dir, place.name)
         tap = Tap(config.monitor.tap_rows_max, config.monitor.tap_bytes_max)
         self.plane = DataPlane(config, self.telemetry, tap)
         self.alarms = AlarmLog(
@@ -133,8 +138,6 @@ class App:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        if self.carrier is not None:
-            await self.carrier.start()
         if self.webhooks is not None:
             self.webhooks.start()
         if self.predictions is not None:
@@ -142,6 +145,11 @@ class App:
         self.observer.start()
         loading = asyncio.create_task(self._load())
         refreshing = asyncio.create_task(self._refresh())
+        if self._is_joining:
+            # Others answer meanwhile, or clients wait in the queue of the socket: better than 503.
+            await asyncio.wait([loading], timeout=_JOIN_S_MAX)
+        if self.carrier is not None:
+            await self.carrier.start()
         try:
             yield
         finally:
@@ -158,10 +166,14 @@ class App:
                 await asyncio.to_thread(self.webhooks.stop)
 
     async def _refresh(self) -> None:
-        """Look at the file of keys again and again: a revoked key ends without a restart."""
+        """Look at the file of keys again and again: a revoked key ends without a restart.
+
+        And tell the other workers what the gauges say here.
+        """
         while True:
             await asyncio.sleep(_REFRESH_S)
             self.access.refresh()
+            self.telemetry.refresh()
 
     async def _load(self) -> None:
         try:

@@ -7,6 +7,7 @@ import dataclasses
 import ipaddress
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from registry import names
 ADOPT_ROWS_MIN = 100
 """Fewer rows make a reference that can see next to nothing."""
 ADOPT_ROWS_MAX = 1_000_000
+WORKERS_MAX = 256
 
 PLATFORM_VARIABLES = {
     "port": ("SAGEMAKER_BIND_TO_PORT", "AIP_HTTP_PORT"),
@@ -197,6 +199,23 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StopConfig:
+    """How a server ends that is told to."""
+
+    linger_s: float = 0.0
+    """Seconds that it goes on answering after SIGTERM, no longer ready: time for load balancers to
+    notice."""
+    grace_s: float = 30.0
+    """Seconds that what is under way may take after that; then it is cut off."""
+
+    def __post_init__(self) -> None:
+        _refuse(
+            _within("stop.linger_s", self.linger_s, 0, 3600),
+            _within("stop.grace_s", self.grace_s, 0, 3600),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     """What is written to standard error."""
 
@@ -220,6 +239,14 @@ class ServerConfig:
     """The registry directory."""
     state_dir: str = ""
     """Where adopted reference profiles are kept; empty: `.driftgate` in the registry."""
+    run_dir: str = ""
+    """Where the workers of this host keep their counts, on a local disk; empty: `run/<host>` in the
+    state directory."""
+    workers: int = 1
+    """Processes that answer, each with all models."""
+    recycle_bytes: int = 0
+    """A worker that has grown by so many bytes of memory since it was ready is replaced, after its
+    successor is ready; 0: never."""
     host: str = "127.0.0.1"
     """Address to listen on. Beyond loopback: see `insecure`."""
     port: int = 8000
@@ -254,11 +281,14 @@ class ServerConfig:
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         is_open = not (self.is_local or self.insecure or self.keys or self.tls_client_ca)
         _refuse(
+            _within("workers", self.workers, 1, WORKERS_MAX),
+            _at_least("recycle_bytes", self.recycle_bytes, 0),
             _within("port", self.port, 0, 65_535),
             _within("grpc_port", self.grpc_port, 0, 65_535),
             f"tls_cert = {self.tls_cert!r}, tls_key = {self.tls_key!r}: give both, or neither"
@@ -302,6 +332,14 @@ class ServerConfig:
     def state_path(self) -> Path:
         """The directory of adopted profiles."""
         return Path(self.state_dir) if self.state_dir else Path(self.registry) / ".driftgate"
+
+    @property
+    def run_path(self) -> Path:
+        """The run directory that is asked for: a server may have to take one beside it."""
+        if self.run_dir:
+            return Path(self.run_dir)
+        host = re.sub(r"[^A-Za-z0-9._-]", "_", socket.gethostname()) or "host"
+        return self.state_path / "run" / host
 
     @property
     def labels_url(self) -> str:

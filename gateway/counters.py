@@ -116,7 +116,7 @@ class Gauge:
 
     def set(self, value: float) -> None:
         """Say the number now."""
-        self.cells[self.at + 1] = struct.unpack("<q", struct.pack("<d", value))[0]
+        self.cells[self.at + 1] = bits_of(value)
         self.cells[self.at] = time.monotonic_ns()
 
     def clear(self) -> None:
@@ -124,12 +124,16 @@ class Gauge:
         self.cells[self.at] = 0
 
 
-def gauge_of(cells: Sequence[int]) -> tuple[int, float] | None:
-    """When a gauge was set and its value, from its two cells; None: it is absent."""
-    if not cells[0]:
-        return None
+def bits_of(value: float) -> int:
+    """A double as an integer of the same bits, as the second cell of a gauge holds it."""
+    bits: int = struct.unpack("<q", struct.pack("<d", value))[0]
+    return bits
+
+
+def gauge_value(cells: Sequence[int]) -> float:
+    """The number in a gauge's two cells; it is absent if the first is 0."""
     value: float = struct.unpack("<d", struct.pack("<q", cells[1]))[0]
-    return cells[0], value
+    return value
 
 
 class Region:

@@ -1,14 +1,14 @@
 """uvicorn with what it lacks.
 
-Sockets bound early, one write per answer, deadlines for what arrives, limits on connections and
+A socket shared in turn, one write per answer, deadlines for what arrives, limits on connections and
 headers, a check of the Host header, a quiet and clean end.
 """
 
 import asyncio
 import contextlib
-import errno
 import ipaddress
 import logging
+import math
 import os
 import re
 import signal
@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
+from typing import Protocol as Interface
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -42,13 +43,14 @@ from gateway.errors import (
     HeadTooLargeError,
     HostError,
     SlowRequestError,
-    StartError,
 )
 from gateway.telemetry import event
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
-_GRACE_S = 30
+_STEP_BACK_S = 0.002
+"""So long the others have to take a connection first."""
+_PAUSE_S = 0.1
 _HALF_REQUEST_S = 1.0
 _JOINED_BYTES_MAX = 65_536
 _TICKS_A_SECOND = 10
@@ -58,36 +60,6 @@ _HOST = re.compile(rb"(\[[0-9A-Fa-f:.%]{2,64}\]|[A-Za-z0-9._~-]{1,253})(?::[0-9]
 
 _HEAD, _BODY, _ANSWER, _IDLE = range(4)
 """What a connection is about: a request's headers, its body, its answer, or nothing."""
-
-
-def bind(host: str, port: int, flag: str = "--port") -> socket.socket:
-    """A listening socket.
-
-    Raises
-    ------
-    StartError : the port is in use, not allowed, or the host is no address of this machine.
-    """
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError:
-        raise StartError(f"host {host!r}: no such address") from None
-    listening = socket.socket(family, kind)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind(address)
-        listening.listen(_BACKLOG)
-    except OSError as error:
-        listening.close()
-        why = {
-            errno.EADDRINUSE: f"in use by another program; choose one with {flag}",
-            errno.EACCES: "not allowed; ports below 1024 need a privilege",
-            errno.EADDRNOTAVAIL: "its host is no address of this machine",
-        }.get(error.errno or 0, os.strerror(error.errno or 0))
-        raise StartError(f"port {port} on {host}: {why}") from None
-    listening.setblocking(False)  # noqa: FBT003  the socket module's own signature
-    return listening
 
 
 class Exchange:
@@ -445,8 +417,16 @@ def _direct(cycle: RequestResponseCycle) -> dict[str, dict[object, object]]:
 class Listener(uvicorn.Server):
     """One server on one inherited socket. Ends with exit code 0 when told to."""
 
-    def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
+    def __init__(self, app: ASGIApp, config: ServerConfig, turn: "Turn | None" = None) -> None:
+        """Listen for an application.
+
+        Parameters
+        ----------
+        turn : when to take a connection; None: nobody else listens on the socket
+        """
         door = Door(config)
+        self._turn = turn
+        self._acceptors: list[Acceptor] = []
         super().__init__(
             uvicorn.Config(
                 app,
@@ -466,7 +446,7 @@ class Listener(uvicorn.Server):
                 ssl_ca_certs=config.tls_client_ca or None,
                 ssl_cert_reqs=ssl.CERT_REQUIRED if config.tls_client_ca else ssl.CERT_NONE,
                 timeout_keep_alive=_KEEP_ALIVE_S,
-                timeout_graceful_shutdown=_GRACE_S,
+                timeout_graceful_shutdown=math.ceil(config.stop.grace_s),
                 backlog=_BACKLOG,
             )
         )
@@ -480,11 +460,32 @@ class Listener(uvicorn.Server):
                     connection.check(now)
         return await super().on_tick(counter)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, then take connections: all there are, or in turn with others."""
+        if self._turn is None or sockets is None:
+            await super().startup(sockets)
+            return
+        await super().startup([])
+        self._acceptors = [Acceptor(self, listening, self._turn) for listening in sockets]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, and end those that there are."""
+        for acceptor in self._acceptors:
+            acceptor.close()
+        await super().shutdown(sockets)
+
+    def new_protocol(self) -> asyncio.Protocol:
+        """For one more connection."""
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Take SIGINT and SIGTERM as a wish to end; uvicorn would raise them again at the end."""
         before = {
-            number: signal.signal(number, self._told) for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, self.told) for number in (signal.SIGINT, signal.SIGTERM)
         }
         try:
             yield
@@ -492,9 +493,82 @@ class Listener(uvicorn.Server):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _told(self, number: int, _: FrameType | None) -> None:
-        if self.should_exit:
-            self.force_exit = True  # the second signal ends now
-        else:
-            event("stop_asked", logging.INFO, signal=signal.Signals(number).name)
+    def told(self, number: int, _: FrameType | None) -> None:
+        """End, gracefully; who wants it to end now ends the process."""
+        del number
         self.should_exit = True
+
+
+class Turn(Interface):
+    """Says when to take a connection from a socket that several processes listen on."""
+
+    def is_mine(self) -> bool:
+        """Whether nobody else should take the next connection before this process."""
+        ...
+
+    def took_one(self) -> None:
+        """One more connection is open here."""
+        ...
+
+
+class Acceptor:
+    """Takes connections from a shared socket, one a turn of the loop.
+
+    The kernel wakes every process that listens, and the first takes all that waits, for as long as
+    clients keep their connections. So each takes one at a time, and who has more than another steps
+    back for a moment; what nobody else has taken by then it takes after all.
+    """
+
+    def __init__(self, listener: Listener, listening: socket.socket, turn: Turn) -> None:
+        self._listener = listener
+        self._listening = listening
+        self._turn = turn
+        self._loop = asyncio.get_running_loop()
+        self._opening: set[asyncio.Task[Any]] = set()
+        self._is_closed = False
+        self._listen()
+
+    def close(self) -> None:
+        """Take no more."""
+        self._is_closed = True
+        self._loop.remove_reader(self._listening.fileno())
+
+    def _listen(self) -> None:
+        if not self._is_closed:
+            self._loop.add_reader(self._listening.fileno(), self._come)
+
+    def _come(self) -> None:
+        if self._turn.is_mine():
+            self._accept()
+            return
+        self._loop.remove_reader(self._listening.fileno())
+        self._loop.call_later(_STEP_BACK_S, self._accept_after_all)
+
+    def _accept_after_all(self) -> None:
+        if not self._is_closed:
+            self._accept()
+            self._listen()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listening.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return  # Somebody else was quicker, or the client has left.
+        except OSError as error:  # No descriptor is left: what waits must wait.
+            event("accept_failed", logging.ERROR, reason=os.strerror(error.errno or 0))
+            self._loop.remove_reader(self._listening.fileno())
+            self._loop.call_later(_PAUSE_S, self._listen)
+            return
+        connection.setblocking(False)  # noqa: FBT003  the socket module's own signature
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._turn.took_one()
+        task = self._loop.create_task(self._open(connection))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _open(self, connection: socket.socket) -> None:
+        # A client that leaves during its handshake is nobody's fault.
+        with contextlib.suppress(OSError):
+            await self._loop.connect_accepted_socket(
+                self._listener.new_protocol, connection, ssl=self._listener.config.ssl
+            )

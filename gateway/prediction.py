@@ -44,7 +44,9 @@ class DataPlane:
         self.telemetry = telemetry
         self.tap = tap
         self.table = Table()
-        self.is_ready = False
+        self._is_ready = False
+        self.is_leaving = False
+        """Told to end: what still comes is answered, but no more is asked for."""
         self.open_version: Callable[[str, int], Awaitable[Variant]] | None = None
         """Opens a version that is in the registry but not in the table."""
         self.load_model: Callable[[str, int | None], Awaitable[Variant]] | None = None
@@ -57,6 +59,15 @@ class DataPlane:
         """Where predictions wait for labels, if they do."""
         self._large = asyncio.Semaphore(1)
         self._pinned: dict[tuple[str, int], Meters] = {}
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether load balancers should send requests here."""
+        return self._is_ready and not self.is_leaving
+
+    @is_ready.setter
+    def is_ready(self, is_ready: bool) -> None:
+        self._is_ready = is_ready
 
     def rejected(self, error: GatewayError) -> None:
         """Count a request that was refused before a version was picked."""

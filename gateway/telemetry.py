@@ -7,8 +7,9 @@ a profile): names that clients make up add no series.
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import orjson
@@ -23,7 +24,8 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from gateway.counters import Counter, Histogram, Region
+from gateway import counters
+from gateway.counters import Counter, Gauge, Histogram, HostCounts, Region
 
 log = logging.getLogger("driftgate")
 
@@ -44,6 +46,8 @@ class Family:
     bounds: tuple[float, ...] = ()
     is_optional: bool = False
     """Only at /metrics/bins."""
+    merge: Literal["sum", "max", "min", "latest"] = "max"
+    """What a gauge is for the host, of what its live workers say. The others are added up."""
 
 
 _VERSION = ("model", "version")
@@ -102,7 +106,7 @@ BATCH_ROWS = _declare(
     Family("driftgate_batch_rows", "histogram", "Rows in one batch.", _VERSION, _ROWS_BOUNDS)
 )
 QUEUED_ROWS = _declare(
-    Family("driftgate_queued_rows", "gauge", "Rows waiting for their batch.", _VERSION)
+    Family("driftgate_queued_rows", "gauge", "Rows waiting for their batch.", _VERSION, merge="sum")
 )
 SHED = _declare(
     Family(
@@ -180,7 +184,8 @@ DEGRADED = _declare(
     Family(
         "driftgate_degraded",
         "gauge",
-        "1 while a part does not work although predictions do: labels, alarms (cannot be written).",
+        "1 while a part does not work although predictions do: labels, alarms (cannot be written),"
+        " counters (some are in the memory of one worker), run_dir (cannot be had).",
         ("what",),
     )
 )
@@ -190,6 +195,15 @@ REFUSED = _declare(
         "gauge",
         "Versions in the registry that could not be opened.",
         ("model",),
+    )
+)
+WORKERS = _declare(Family("driftgate_workers", "gauge", "Workers that answer predictions."))
+RESTARTS = _declare(
+    Family(
+        "driftgate_worker_restarts_total",
+        "counter",
+        "Workers replaced, by what ended the one before: signal, exit, frozen, recycled.",
+        ("reason",),
     )
 )
 READY = _declare(Family("driftgate_ready", "gauge", "1 when the server answers predictions."))
@@ -223,23 +237,52 @@ REFERENCE_SHARE = _declare(
 FAMILIES: tuple[Family, ...] = tuple(_FAMILIES)
 
 Sample = tuple[tuple[str, ...], float]
+SUPERVISOR = "supervisor"
+"""The slot of the supervisor's own counts."""
 
 
 class Telemetry:
-    """All series of one worker."""
+    """All series of one worker, and the sum of all workers of its host.
 
-    def __init__(self) -> None:
-        self._loop_region = Region()
+    Parameters
+    ----------
+    run_dir : where the workers of a host keep their counts; None: in memory, there is one worker
+    slot : whose place this worker has taken, and whose counts it continues
+    """
+
+    def __init__(self, run_dir: Path | None = None, slot: str = "0") -> None:
+        self._run_dir = run_dir
+        self._slot = slot
+        self._regions: list[Region] = []
+        self._loop_region = self.region("loop")
+        self.host = HostCounts(counters.directory(run_dir) if run_dir else None, self._regions)
+        """What all workers of the host have counted."""
         self._series: dict[Family, dict[tuple[str, ...], Counter | Histogram]] = {
             family: {} for family in FAMILIES
         }
-        self._sources: dict[Family, Callable[[], Iterable[Sample]]] = {}
+        self._gauges: dict[tuple[Family, tuple[str, ...]], Gauge] = {}
+        self._sources: dict[Family, list[Callable[[], Iterable[Sample]]]] = {}
+        self._named: dict[str, tuple[Family, tuple[str, ...]] | None] = {}
+        self.source(DEGRADED, lambda: [(("counters",), float(self.problem is not None))])
+
+    @property
+    def problem(self) -> str | None:
+        """Why some counts are kept by this worker alone; None: they are not."""
+        return next((region.problem for region in self._regions if region.problem), None)
+
+    def region(self, thread: str) -> Region:
+        """Memory for the counts of one more thread."""
+        made = Region(
+            counters.file_of(self._run_dir, self._slot, thread) if self._run_dir else None
+        )
+        self._regions.append(made)
+        return made
 
     def counter(self, family: Family, *labels: str) -> Counter:
         """The count of this family with these label values, made when first asked for."""
         series = self._series[family]
         if (found := series.get(labels)) is None:
-            found = series[labels] = self._loop_region.counter()
+            found = series[labels] = self._loop_region.counter(_name(family, labels))
         assert isinstance(found, Counter)  # noqa: S101  kinds are declared in this file
         return found
 
@@ -247,8 +290,9 @@ class Telemetry:
         """The same for a histogram."""
         series = self._series[family]
         if (found := series.get(labels)) is None:
-            scale = 1_000_000_000 if family.name.endswith("_seconds") else 1
-            found = series[labels] = self._loop_region.histogram(family.bounds, scale)
+            found = series[labels] = self._loop_region.histogram(
+                family.bounds, _scale(family), _name(family, labels)
+            )
         assert isinstance(found, Histogram)  # noqa: S101  kinds are declared in this file
         return found
 
@@ -257,8 +301,30 @@ class Telemetry:
         return self._loop_region.counter()
 
     def source(self, family: Family, read: Callable[[], Iterable[Sample]]) -> None:
-        """Let `read` say the samples of a family when somebody asks."""
-        self._sources[family] = read
+        """Let `read` say the samples of a gauge when somebody asks."""
+        self._sources.setdefault(family, []).append(read)
+
+    def refresh(self) -> None:
+        """Ask the sources, and leave what they say where other workers find it."""
+        said: set[tuple[Family, tuple[str, ...]]] = set()
+        for family, reads in self._sources.items():
+            for labels, value in (sample for read in reads for sample in read()):
+                key = (family, labels)
+                if (gauge := self._gauges.get(key)) is None:
+                    gauge = self._gauges[key] = self._loop_region.gauge(_name(family, labels))
+                gauge.set(value)
+                said.add(key)
+        for key, gauge in self._gauges.items():
+            if key not in said:
+                gauge.clear()
+
+    def set_live(self, slot: str, *, is_live: bool) -> None:
+        """Say whether anybody sits in a slot: what a dead worker's gauges say no longer counts."""
+        gauge = self._loop_region.gauge(f"live {slot}")
+        if is_live:
+            gauge.set(1.0)
+        else:
+            gauge.clear()
 
     def exposition(
         self, samples: Mapping[Family, Iterable[Sample]] | None = None, *, bins: bool = False
@@ -276,18 +342,77 @@ class Telemetry:
     def _collect(
         self, samples: Mapping[Family, Iterable[Sample]], *, bins: bool
     ) -> Iterator[Metric]:
+        self.refresh()
+        found = self._of_host()
         for family in FAMILIES:
             if family.is_optional is not bins:
                 continue
             metric = _METRICS[family.kind](family.name, family.help, labels=family.labels)
-            for labels, series in self._series[family].items():
-                _add(metric, labels, series)
-            if (read := self._sources.get(family)) is not None:
-                for labels, value in read():
-                    metric.add_metric(labels, value)
+            for labels, cells in found.get(family, {}).items():
+                _add(metric, family, labels, cells)
             for labels, value in samples.get(family, ()):
                 metric.add_metric(labels, value)
             yield metric
+
+    def _of_host(self) -> dict[Family, dict[tuple[str, ...], list[int]]]:
+        """Cells of every series, merged over the workers."""
+        files = self.host.files()
+        live = _live(files)
+        found: dict[Family, dict[tuple[str, ...], list[int]]] = {}
+        for file, series in files.items():
+            slot = file.rpartition("-")[0]
+            for name, cells in series.items():
+                if (known := self._meaning(name)) is None:
+                    continue
+                family, labels = known
+                if family.kind == "gauge" and (not cells[0] or (live and slot not in live)):
+                    continue
+                merged = found.setdefault(family, {})
+                before = merged.get(labels)
+                merged[labels] = cells if before is None else _merged(family, before, cells)
+        return found
+
+    def _meaning(self, name: str) -> tuple[Family, tuple[str, ...]] | None:
+        """Family and labels of a series by its name in a file; None: it is nobody's metric."""
+        if name in self._named:
+            return self._named[name]
+        known = None
+        if name.startswith("["):
+            first, *labels = orjson.loads(name)
+            family = _BY_NAME.get(first)
+            known = None if family is None else (family, tuple(labels))
+        self._named[name] = known
+        return known
+
+
+_BY_NAME = {family.name: family for family in FAMILIES}
+
+
+def _name(family: Family, labels: tuple[str, ...]) -> str:
+    """Of a series, in a file of counts."""
+    return orjson.dumps([family.name, *labels]).decode()
+
+
+def _scale(family: Family) -> int:
+    return 1_000_000_000 if family.name.endswith("_seconds") else 1
+
+
+def _live(files: Mapping[str, Mapping[str, Sequence[int]]]) -> set[str]:
+    """Slots that somebody sits in, as the supervisor says; none: there is no supervisor."""
+    said = files.get(f"{SUPERVISOR}-loop", {})
+    live = {name.removeprefix("live ") for name, cells in said.items() if cells[0]}
+    return {*live, SUPERVISOR, ""} if said else set()
+
+
+def _merged(family: Family, a: list[int], b: list[int]) -> list[int]:
+    """Two workers' cells of one series as those of their host."""
+    if family.kind != "gauge":
+        return [x + y for x, y in zip(a, b, strict=True)] if len(a) == len(b) else a
+    if family.merge == "latest":
+        return max(a, b)
+    one, other = counters.gauge_value(a), counters.gauge_value(b)
+    merged = {"sum": one + other, "max": max(one, other), "min": min(one, other)}[family.merge]
+    return [max(a[0], b[0]), counters.bits_of(merged)]
 
 
 class _Reader(Collector):
@@ -305,27 +430,30 @@ _METRICS: dict[str, Any] = {
 }
 
 
-def _add(metric: Any, labels: tuple[str, ...], series: Counter | Histogram) -> None:
-    if isinstance(series, Counter):
-        metric.add_metric(labels, series.value)
-        return
-    seen = 0
-    buckets = []
-    for bound, count in zip((*series.bounds, float("inf")), series.counts, strict=True):
-        seen += count
-        buckets.append((floatToGoString(bound), seen))  # type: ignore[no-untyped-call]  # theirs
-    metric.add_metric(labels, buckets, series.total)
+def _add(metric: Any, family: Family, labels: tuple[str, ...], cells: list[int]) -> None:
+    if family.kind == "gauge":
+        metric.add_metric(labels, counters.gauge_value(cells))
+    elif family.kind == "counter":
+        metric.add_metric(labels, cells[0])
+    elif len(cells) == len(family.bounds) + 2:
+        seen = 0
+        buckets = []
+        for bound, count in zip((*family.bounds, float("inf")), cells[:-1], strict=True):
+            seen += count
+            buckets.append((floatToGoString(bound), seen))  # type: ignore[no-untyped-call]  # theirs
+        metric.add_metric(labels, buckets, cells[-1] / _scale(family))
 
 
 class _LogFormat(logging.Formatter):
     """One event a line: JSON, or text for people. Control characters never get through."""
 
-    def __init__(self, *, is_json: bool) -> None:
+    def __init__(self, more: Mapping[str, object], *, is_json: bool) -> None:
         super().__init__()
         self._is_json = is_json
+        self._more = more
 
     def format(self, record: logging.LogRecord) -> str:
-        fields: Mapping[str, object] = getattr(record, "fields", {})
+        fields: Mapping[str, object] = {**getattr(record, "fields", {}), **self._more}
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         event = record.getMessage()
         if record.exc_info:
@@ -337,11 +465,11 @@ class _LogFormat(logging.Formatter):
         return f"{moment[11:]} {record.levelname.lower():7} {_plain(event)} {said}".rstrip()
 
 
-def start_logging(style: str, level: str) -> None:
-    """Write log lines to standard error from now on."""
+def start_logging(style: str, level: str, **more: object) -> None:
+    """Write log lines to standard error from now on, each with these fields too."""
     is_json = style == "json" or (style == "auto" and not sys.stderr.isatty())
     handler = logging.StreamHandler()
-    handler.setFormatter(_LogFormat(is_json=is_json))
+    handler.setFormatter(_LogFormat(more, is_json=is_json))
     for name in ("driftgate", "uvicorn", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers = [handler] if name != "uvicorn.error" else []

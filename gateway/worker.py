@@ -1,79 +1,150 @@
-"""One worker process: one event loop with its listeners."""
+"""One worker process: one event loop with its listeners, in a place that a supervisor gave it."""
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
-import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
-from gateway import __version__
 from gateway.app import App
 from gateway.config import ServerConfig
-from gateway.errors import StartError
-from gateway.listener import Listener, bind
+from gateway.errors import GatewayError, StartError
+from gateway.listener import Listener
+from gateway.place import Place
 from gateway.prediction import DataPlane
 from gateway.sync import look
 from gateway.telemetry import event, start_logging
 
+_TICKS_A_BEAT = 3
+_TICKS_A_LOOK = 50
+"""At memory: some 5 s."""
+_ORPHAN_S_MAX = 1.0
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
-class Both(Listener):
-    """The HTTP listener; when it begins to end, so does gRPC beside it."""
 
-    def __init__(self, app: App, config: ServerConfig) -> None:
-        super().__init__(app, config)
+class Worker(Listener):
+    """The HTTP listener, with gRPC beside it; keeps the supervisor informed."""
+
+    def __init__(self, app: App, config: ServerConfig, place: Place) -> None:
+        super().__init__(app, config, self if place.n_workers > 1 else None)
         self._app = app
+        self._config = config
+        self._place = place
+        self._leaves_at = float("inf")
+        self._grown_from = 0
+        self._has_asked = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and end with the supervisor."""
+        asyncio.get_running_loop().add_reader(self._place.line.fileno(), self._hear)
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End both at once: a call that came by one must not wait for the other's."""
+        self._place.board.clear(self._place.slot)
         carrier = self._app.carrier
         ending = None if carrier is None else asyncio.ensure_future(carrier.stop())
         await super().shutdown(sockets)
         if ending is not None:
             await ending
 
+    async def on_tick(self, counter: int) -> bool:
+        """Say that the loop goes round, and look whether it is time to leave."""
+        place = self._place
+        if counter % _TICKS_A_BEAT == 0:
+            place.board.beat(place.slot)
+        if self._turn is not None:
+            place.board.say_connections(place.slot, len(self.server_state.connections))
+        if counter % _TICKS_A_LOOK == 0:
+            self._look_at_memory()
+        if time.monotonic() >= self._leaves_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
-def serve(config: ServerConfig) -> None:
-    """Serve until told to end.
+    def told(self, number: int, frame: FrameType | None) -> None:
+        """Be no longer ready, linger, then end; whoever says it again changes nothing."""
+        if self._leaves_at < float("inf"):
+            return
+        self._app.plane.is_leaving = True
+        self._leaves_at = time.monotonic() + self._config.stop.linger_s
+        self._place.line.say(kind="leaving")
+        if not self._config.stop.linger_s:
+            super().told(number, frame)
 
-    Raises
-    ------
-    StartError : the registry, a port or the certificate says no; nothing was started.
-    """
-    start_logging(config.log.format, config.log.level)
-    look(Path(config.registry))
-    _check_certificate(config)
-    listening = bind(config.host, config.port)
-    address, port = listening.getsockname()[:2]
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    if not config.no_grpc:
-        # grpcio takes no socket that is open: this one only asks, while nothing has started.
-        bind(config.host, config.grpc_port, "--grpc-port").close()
+    def recycle(self, reason: str, **about: object) -> None:
+        """Ask for a successor; this worker leaves when that is ready. Asked for once."""
+        if not self._has_asked:
+            self._has_asked = True
+            self._place.line.say(kind="recycle", reason=reason, **about)
 
-    def say_ready(plane: DataPlane) -> None:
+    # -- its turn to take a connection
+
+    def is_mine(self) -> bool:
+        """Whether nobody holds fewer connections."""
+        return self._place.board.is_behind_all(self._place.slot)
+
+    def took_one(self) -> None:
+        """Say it at once: the next one may be there already."""
+        board, slot = self._place.board, self._place.slot
+        board.say_connections(slot, board.connections().get(slot, 0) + 1)
+
+    def _hear(self) -> None:
+        if self._place.line.hear()[1]:  # Where the kernel does not end us with our parent.
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._place.line.fileno())
+            loop.call_later(_ORPHAN_S_MAX, os._exit, 1)
+            self.should_exit = True
+
+    def _look_at_memory(self) -> None:
+        limit = self._config.recycle_bytes
+        if not limit or not self._app.plane.is_ready:
+            return
+        held = resident_bytes()
+        self._grown_from = self._grown_from or held
+        if held - self._grown_from > limit:
+            self.recycle("memory", grown_bytes=held - self._grown_from, held_bytes=held)
+
+
+def run(config: ServerConfig, place: Place) -> int:
+    """Work until told to end; the exit code."""
+    more = {"worker": place.slot} if place.n_workers > 1 else {}
+    start_logging(config.log.format, config.log.level, **more)
+    try:
+        look(Path(config.registry))
+        _check_certificate(config)
+        app = App(config, _say_ready(place), None if config.no_grpc else place.address, place)
+    except GatewayError as error:
+        place.line.say(kind="cannot_start", reason=str(error))
+        return 2
+    worker = Worker(app, config, place)
+    try:
+        worker.run(sockets=[place.listening])
+    except SystemExit:  # uvicorn's word for a start that failed; it has logged why
+        event("worker_not_started", logging.ERROR, grpc_port=config.grpc_port)
+        return 3
+    return 0
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now."""
+    with Path("/proc/self/statm").open(encoding="ascii") as statm:
+        return int(statm.read().split()[1]) * _PAGE_BYTES
+
+
+def _say_ready(place: Place) -> Callable[[DataPlane], None]:
+    def say(plane: DataPlane) -> None:
         models = plane.table.models.values()
-        open_models = [model for model in models if model.champion is not None]
-        carried: dict[str, Any] = (
-            {} if app.carrier is None else {"grpc_url": f"{host}:{app.carrier.port}"}
-        )
-        event(
-            "ready" if open_models else "no_model_opened",
-            release=__version__,
-            url=f"{'https' if config.tls_cert else 'http'}://{host}:{port}",
-            **carried,
-            models=len(open_models),
+        place.line.say(
+            kind="ready",
+            models=sum(model.champion is not None for model in models),
             refused=sum(len(model.refused) for model in models),
         )
 
-    app = App(config, say_ready, None if config.no_grpc else address)
-    listener = Both(app, config)
-    listener.run(sockets=[listening])
-    if not listener.started:
-        if app.carrier is not None and not app.carrier.port:
-            event("grpc_not_started", logging.ERROR, port=config.grpc_port)
-        sys.exit(3)
-    event("stopped")
+    return say
 
 
 def _check_certificate(config: ServerConfig) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from gateway import config
+from gateway.place import Place
 
 
 def serve(  # noqa: PLR0917  typer reads options from the parameters
@@ -29,6 +30,10 @@ def serve(  # noqa: PLR0917  typer reads options from the parameters
         str | None, typer.Option(help="File of keys: all but health then needs one.")
     ] = None,
     state_dir: Annotated[str | None, typer.Option(help="Where adopted profiles are kept.")] = None,
+    run_dir: Annotated[
+        str | None, typer.Option(help="Where workers keep their counts, on a local disk.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that answer.")] = None,
     config_file: Annotated[
         Path | None, typer.Option("--config", help="Settings in YAML or JSON.")
     ] = None,
@@ -64,6 +69,8 @@ def serve(  # noqa: PLR0917  typer reads options from the parameters
             "tls_client_ca": tls_client_ca,
             "keys": keys,
             "state_dir": state_dir,
+            "run_dir": run_dir,
+            "workers": workers,
             "insecure": insecure,
             "batch.rows_max": batch_rows_max,
             "monitor.sample": monitor_sample,
@@ -74,6 +81,11 @@ def serve(  # noqa: PLR0917  typer reads options from the parameters
         },
         file=config_file,
     )
-    from gateway import worker
+    from gateway import supervisor
 
-    worker.serve(settings)
+    def work(settings: config.ServerConfig, place: Place) -> int:
+        from gateway import worker  # what a worker imports, the supervisor never holds
+
+        return worker.run(settings, place)
+
+    supervisor.serve(settings, work)

@@ -167,7 +167,7 @@ def _serve(parent: int, folder: Path, port: int, window_rows: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     try:
         if os.getppid() == parent:  # It may have ended before the line above.
-            from gateway import config, worker  # noqa: PLC0415  only as a program
+            from gateway import config, supervisor, worker  # noqa: PLC0415  only as a program
 
             flags = {
                 "registry": str(folder / "models"),
@@ -176,7 +176,7 @@ def _serve(parent: int, folder: Path, port: int, window_rows: int) -> None:
                 "monitor.window_rows": window_rows,
                 "log.format": "json",
             }
-            worker.serve(config.load(flags))
+            supervisor.serve(config.load(flags), worker.run)
     except GatewayError as error:
         sys.exit(str(error))
     finally:

@@ -33,7 +33,13 @@ def endpoints(plane: DataPlane, observer: Observer, telemetry: Telemetry) -> lis
         if window is None:
             raise BadRequestError(f"window {shown(asked)} is none of {', '.join(WINDOWS)}")
         version = version_of(plane, request.path_params["model"], given.get("version"))
-        return JSONAnswer(await observer.report(request.path_params["model"], version, window))
+        report = await observer.report(request.path_params["model"], version, window)
+        if plane.config.workers > 1:
+            report["problems"] = [
+                *report["problems"],
+                f"these are the rows of this worker, one of {plane.config.workers}",
+            ]
+        return JSONAnswer(report)
 
     async def metrics(_: Request) -> Response:
         return exposition(await observer.samples())

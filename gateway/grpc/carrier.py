@@ -194,8 +194,8 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", _METADATA_BYTES_MAX),
         ("grpc.max_concurrent_streams", limits.grpc_calls_max),
-        # Two servers on one port would share the calls between them, without a word.
-        ("grpc.so_reuseport", 0),
+        # The workers share the port; the supervisor keeps it from anybody else.
+        ("grpc.so_reuseport", 1),
         # Clients that ping an idle connection are well-behaved; those that flood are not.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", _PING_S_MIN * 1000),
