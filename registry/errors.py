@@ -5,8 +5,11 @@ RegistryError
 |- UnsafeFileError   a file that is a link, no regular file, too large, or outside
 |- ManifestError     a manifest that cannot be believed
 |- RolloutError      a plan that is wrong, or a rollout that does not allow what was asked
-`- RevisionError     a revision that cannot be read: it is not there, it is
-                     damaged, or of a later release
+|- RevisionError     a revision that cannot be read: it is not there, it is damaged, or of a
+|                    later release
+|- ChangeError       a change that cannot be made; below it NotThereError, and ProtectedError for
+|                    one that must be insisted on
+`- ConflictError     somebody else was faster; below it PreconditionError
 """
 
 import errno
@@ -75,3 +78,27 @@ class RolloutError(RegistryError):
     def __init__(self, *problems: str) -> None:
         self.problems = problems
         super().__init__("; ".join(problems))
+
+
+class ChangeError(RegistryError):
+    """A change that cannot be made. `problems` holds everything that is wrong with it."""
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("; ".join(problems))
+
+
+class NotThereError(ChangeError):
+    """It changes a model, version, alias or route that is not there."""
+
+
+class ProtectedError(ChangeError):
+    """It can be made, but only by whoever says that it is meant: --force, --take-over."""
+
+
+class ConflictError(RegistryError):
+    """Somebody else has changed the same thing meanwhile; the sentence says who, and what."""
+
+
+class PreconditionError(ConflictError):
+    """What is in force is not the revision that the change was meant for."""

@@ -61,3 +61,42 @@ class Signature:
     def __post_init__(self) -> None:
         starts = [spec.shape[:1] for spec in (*self.inputs, *self.outputs)]
         object.__setattr__(self, "has_row_axis", all(start == (-1,) for start in starts))
+
+
+def misfits(before: Signature, after: Signature) -> list[str]:
+    """Why clients of one version could not go on with another; empty when they can.
+
+    Inputs must have the same names and datatypes and take every shape that was taken; outputs that
+    were there must be there still, alike. The first axis counts rows and may differ.
+    """
+    problems = [
+        *_differences("input", before.inputs, after.inputs),
+        *_differences("output", before.outputs, after.outputs),
+    ]
+    wanted = {spec.name for spec in before.inputs}
+    problems += [f"input {spec.name!r} is new" for spec in after.inputs if spec.name not in wanted]
+    return problems
+
+
+def _differences(
+    kind: str, before: tuple[TensorSpec, ...], after: tuple[TensorSpec, ...]
+) -> list[str]:
+    problems: list[str] = []
+    by_name = {spec.name: spec for spec in after}
+    for was in before:
+        now = by_name.get(was.name)
+        if now is None:
+            problems.append(f"{kind} {was.name!r} is missing")
+        elif now.datatype != was.datatype:
+            problems.append(f"{kind} {was.name!r} is {now.datatype}, not {was.datatype}")
+        else:
+            given, taken = (now, was) if kind == "output" else (was, now)
+            fits = len(given.shape) == len(taken.shape) and all(
+                want in (got, -1)
+                for want, got in zip(taken.row_shape, given.row_shape, strict=True)
+            )
+            if not fits:
+                problems.append(
+                    f"{kind} {was.name!r} has shape {list(now.shape)}, not {list(was.shape)}"
+                )
+    return problems
