@@ -526,6 +526,7 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._opening: set[asyncio.Task[Any]] = set()
         self._is_closed = False
+        self._is_failing = False
         self._listen()
 
     def close(self) -> None:
@@ -555,10 +556,13 @@ class Acceptor:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return  # Somebody else was quicker, or the client has left.
         except OSError as error:  # No descriptor is left: what waits must wait.
-            event("accept_failed", logging.ERROR, reason=os.strerror(error.errno or 0))
+            if not self._is_failing:
+                event("accept_failed", logging.ERROR, reason=os.strerror(error.errno or 0))
+            self._is_failing = True
             self._loop.remove_reader(self._listening.fileno())
             self._loop.call_later(_PAUSE_S, self._listen)
             return
+        self._is_failing = False
         connection.setblocking(False)  # noqa: FBT003  the socket module's own signature
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._turn.took_one()

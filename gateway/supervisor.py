@@ -52,7 +52,7 @@ _BACK_OFF_S = (0.1, 10.0)
 _STEADY_S = 10.0
 """Who lived so long had started well: the next one is not held back."""
 _FAILED_STARTS_MAX = 5
-_TICK_S = 0.1
+_TICK_S = 0.25
 _END_S_MAX = 2.0
 """Beyond the grace, for what is no request: threads and files."""
 _LEASE_S_MAX = 1.0
