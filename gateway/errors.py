@@ -7,6 +7,7 @@
     |  `- InputRefusedError     400  it fits the signature, and the model still refuses its values
     |- NotFoundError            404  no such model, version or path
     |- VersionTakenError        409  another has the number that was asked for
+    |- AliasConflictError       409  published, but somebody else moved the alias
     |- VersionWithdrawnError    409  just these files must not be served again
     |- LabelsOffError           409  no predictions are kept, so labels would meet none
     |- MethodError              405  the path exists, the verb does not
@@ -181,6 +182,19 @@ class VersionTakenError(GatewayError):
         super().__init__(
             f"model {model!r}: there is a version {version} already, with other files;"
             " name another number, or none to take the next"
+        )
+
+
+class AliasConflictError(GatewayError):
+    """A version was published, and somebody else moved the alias meanwhile."""
+
+    code = "conflict"
+    status = 409
+    grpc_status = "ABORTED"
+
+    def __init__(self, model: str, version: int, alias: str, why: str) -> None:
+        super().__init__(
+            f"{model} version {version} is published, but alias {alias!r} does not name it: {why}"
         )
 
 

@@ -5,8 +5,9 @@ one rename. Publishing is not deploying: whether traffic moves is written in rev
 """
 
 import contextlib
+import getpass
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from gateway.columns import columns_of
 from gateway.columns import fit as fit_columns
 from gateway.config import RuntimeConfig
 from gateway.errors import (
+    AliasConflictError,
     BadRequestError,
     StorageError,
     VersionTakenError,
@@ -30,10 +32,11 @@ from gateway.errors import (
 )
 from gateway.runtime import Session
 from monitors import MonitorError, Profile
-from registry import catalog, manifest, names, store, trust
+from registry import catalog, changes, manifest, names, store, trust
 from registry.catalog import GOLDEN_FILE, MODEL_FILE, REFERENCE_FILE, WARMUP_FILE, VersionFiles
-from registry.errors import RegistryError, WriteError
+from registry.errors import ConflictError, RegistryError, WriteError
 from registry.manifest import Manifest
+from registry.revisions import Revisions
 from registry.store import FileDigest, Staging
 
 _SIZE_MAX = 1 << 40
@@ -54,6 +57,10 @@ class Published:
     """False when a version with just these files was there already."""
     problems: tuple[str, ...] = ()
     """What works, but perhaps not as meant: columns of the reference that are not watched."""
+    revision: int | None = None
+    """The revision in which the alias names it, if one was asked for."""
+    moved: tuple[str, ...] = ()
+    """What that revision changed."""
     flagged: tuple[str, ...] = ()
     """Operators that may take unbounded time or memory."""
 
@@ -78,7 +85,10 @@ def publish(
     golden: Path | None = None,
     lineage: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
+    alias: str | None = None,
+    state_dir: Path | None = None,
     sign: Path | None = None,
+    via: str = "python",
     progress: Progress = lambda _what, _share: None,
 ) -> Published:
     """Make a version out of a model file.
@@ -91,7 +101,10 @@ def publish(
     reference : a profile (`.json`), or reference data (CSV, NPZ) to make one of
     warmup, golden : runs before it serves, and what must come out (gateway/golden.py)
     lineage : anything JSON can hold; kept as it is
+    alias : a name that is to mean this version afterwards, in a revision of its own
+    state_dir : where the revisions are; else `.driftgate` in the registry
     sign : PEM file of an Ed25519 private key
+    via : what the revision says about the way it came
 
     Raises
     ------
@@ -118,9 +131,13 @@ def publish(
             )
             progress("publishing", 0.0)
             described = _describe(model, draft, lineage or {}, tags or {})
-            return _place(staging, registry / model, described, draft, version, key)
+            revisions = Revisions(state_dir or registry / ".driftgate")
+            if alias is not None:
+                _hold(revisions, registry, model, via)
+            made = _place(staging, registry / model, described, draft, version, key)
+        return made if alias is None else _named(made, revisions, registry, alias, via)
     except WriteError as error:
-        raise StorageError(f"nothing was published: {error}") from None
+        raise StorageError(f"not published: {error}") from None
     except RegistryError as error:
         raise BadRequestError(str(error)) from None
 
@@ -262,6 +279,56 @@ def _place(
             return _published(numbered, draft, number, is_new=True)
 
 
+def _hold(revisions: Revisions, registry: Path, model: str, via: str) -> None:
+    """Let a model that follows its highest version stay where it is: an alias is asked for.
+
+    It would otherwise move to the new version in the moment between two steps.
+    """
+    state = revisions.head().models.get(model)
+    known = changes.OnDisk(registry)
+    versions = known.versions(model)
+    if versions and (state is None or state.follow):
+        _apply(revisions, changes.Promote(model, versions[-1]), known, "held before a publish", via)
+
+
+def _named(
+    made: Published, revisions: Revisions, registry: Path, alias: str, via: str
+) -> Published:
+    """The alias names the version, in a revision of its own."""
+    try:
+        applied = _apply(
+            revisions,
+            changes.Alias(made.model, alias, made.version),
+            changes.OnDisk(registry),
+            "published",
+            via,
+        )
+    except ConflictError as error:
+        raise AliasConflictError(made.model, made.version, alias, str(error)) from None
+    except RegistryError as error:
+        raise BadRequestError(
+            f"{made.model} version {made.version} is published, but alias {shown(alias)} does not"
+            f" name it: {error}"
+        ) from None
+    return replace(
+        made, revision=applied.revision.number, moved=applied.diff or ("nothing to change",)
+    )
+
+
+def _apply(
+    revisions: Revisions, change: changes.Change, known: changes.Known, message: str, via: str
+) -> changes.Applied:
+    return changes.apply(
+        revisions,
+        change,
+        known=known,
+        actor=getpass.getuser(),
+        via=via,
+        message=message,
+        force=True,
+    )
+
+
 def _is_same(files: VersionFiles, described: Manifest) -> bool:
     """Whether a version that is there has just these files."""
     try:
@@ -296,7 +363,7 @@ def _published(described: Manifest, draft: _Draft, version: int, *, is_new: bool
         described.digest,
         is_new,
         tuple(draft.problems),
-        tuple(draft.admitted.flagged),
+        flagged=tuple(draft.admitted.flagged),
     )
 
 

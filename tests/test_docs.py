@@ -34,7 +34,7 @@ from gateway.cli import app as command_line
 from gateway.endpoints.predict import is_prediction
 from gateway.endpoints.stream import is_stream
 from monitors import Profile
-from registry import buckets, revisions, routes
+from registry import buckets, manifest, revisions, routes
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").rglob("*.md"))
@@ -503,6 +503,23 @@ def test_revision_page_lists_every_field() -> None:
     assert [row[0] for row in table(page, "field of a model", "holds")] == [
         entry.encode_name for entry in msgspec.structs.fields(revisions.ModelState)
     ]
+
+
+def test_registry_page_lists_the_fields_of_a_manifest() -> None:
+    """Same fields, in the same order, as the declarations."""
+    parts = {
+        "file": manifest.FileEntry,
+        "tensor": manifest.TensorEntry,
+        "signature": manifest.SignatureEntry,
+        "runtime": manifest.Runtime,
+        "verdict": manifest.Verdict,
+    }
+    declared = [[name, field] for name, part in parts.items() for field in part.__struct_fields__]
+
+    listed = table("docs/reference/registry-format.md", "field", "holds")
+    assert [row[0] for row in listed] == list(manifest.Manifest.__struct_fields__)
+    of_part = table("docs/reference/registry-format.md", "part", "field", "holds")
+    assert [row[:2] for row in of_part] == declared
 
 
 def test_python_page_names_everything_that_monitors_exports() -> None:

@@ -1,7 +1,7 @@
 """The command `driftgate`: commands and exit codes, no logic.
 
-Exit codes: 0 ok, 2 invalid input or settings, or a server that said no. Imports stay lazy: a
-command that only prints a table does not open onnxruntime.
+Exit codes: 0 ok, 2 invalid input or settings, or a server that said no, 3 somebody else was faster.
+Imports stay lazy: a command that only prints a table does not open onnxruntime.
 """
 
 import os
@@ -11,8 +11,23 @@ from typing import Annotated
 import typer
 
 from gateway import __version__
-from gateway.cli import alarm, demo, drift, keys, labels, models, profile, serve
+from gateway.cli import (
+    alarm,
+    demo,
+    doctor,
+    drift,
+    keys,
+    labels,
+    models,
+    profile,
+    publish,
+    serve,
+    versions,
+)
 from gateway.errors import ConfigError, GatewayError
+
+_CONFLICT = (409, 412)
+"""Statuses of what somebody else was faster with."""
 
 app = typer.Typer(
     name="driftgate",
@@ -45,6 +60,13 @@ def _root(
 app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.command("models")(models.models)
+app.command("publish")(publish.publish)
+app.command("show")(versions.show)
+app.command("lineage")(versions.lineage)
+app.command("verify")(versions.verify)
+app.command("gc")(versions.gc_command)
+app.command("withdraw")(versions.withdraw)
+app.command("doctor")(doctor.doctor)
 app.command("drift")(drift.drift)
 app.command("profile")(profile.profile)
 app.add_typer(labels.app, name="labels")
@@ -61,7 +83,7 @@ def main() -> None:
     except ConfigError as error:
         _end("\n".join(error.problems), 2)
     except GatewayError as error:
-        _end(str(error), 2)
+        _end(str(error), 3 if error.status in _CONFLICT else 2)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except BrokenPipeError:
