@@ -483,15 +483,15 @@ class Listener(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM as a wish to end; uvicorn would raise them again at the end."""
-        before = {
-            number: signal.signal(number, self.told) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        """Take SIGTERM as a wish to end; uvicorn would raise it again at the end.
+
+        SIGINT is the supervisor's: a terminal sends it to everybody.
+        """
+        before = signal.signal(signal.SIGTERM, self.told)
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            signal.signal(signal.SIGTERM, before)
 
     def told(self, number: int, _: FrameType | None) -> None:
         """End, gracefully; who wants it to end now ends the process."""

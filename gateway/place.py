@@ -115,8 +115,11 @@ class Place:
     line: Line
     is_joining: bool
     """Somebody has served here before: take connections only when ready for them."""
-    problem: str | None = None
-    """What `driftgate_degraded` should say from the start."""
+
+    @property
+    def host(self) -> str:
+        """Name of the server among those on the state directory: `<host>`, `<host>.2` and so on."""
+        return self.run_dir.name if self.run_dir is not None else socket.gethostname()
 
     @property
     def name(self) -> str:

@@ -53,6 +53,8 @@ class DataPlane:
         """Opens a version that is in the registry, also after its model was unloaded."""
         self.unload_model: Callable[[str], Awaitable[None]] | None = None
         """Closes all versions of a model."""
+        self.recycle: Callable[[str], None] | None = None
+        """Asks, with a reason, for this process to be replaced once a successor is ready."""
         self.timeout_s = config.limits.timeout_s
         self.sample = config.monitor.sample / 100
         self.predictions: PredictionLog | None = None

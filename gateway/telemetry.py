@@ -335,6 +335,13 @@ class Telemetry:
         ----------
         samples : of families that somebody else keeps
         """
+        self.refresh()
+        return self.rendered(samples, bins=bins)
+
+    def rendered(
+        self, samples: Mapping[Family, Iterable[Sample]] | None = None, *, bins: bool = False
+    ) -> tuple[bytes, str]:
+        """The same of what the gauges said last: takes its time, on any thread."""
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Reader(list(self._collect(samples or {}, bins=bins))))
         return generate_latest(registry), CONTENT_TYPE_LATEST
@@ -342,7 +349,6 @@ class Telemetry:
     def _collect(
         self, samples: Mapping[Family, Iterable[Sample]], *, bins: bool
     ) -> Iterator[Metric]:
-        self.refresh()
         found = self._of_host()
         for family in FAMILIES:
             if family.is_optional is not bins:

@@ -20,8 +20,8 @@ from gateway.sync import look
 from gateway.telemetry import event, start_logging
 
 _TICKS_A_BEAT = 3
-_TICKS_A_LOOK = 50
-"""At memory: some 5 s."""
+_TICKS_A_LOOK = 20
+"""At memory: some 2 s."""
 _ORPHAN_S_MAX = 1.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -37,6 +37,7 @@ class Worker(Listener):
         self._leaves_at = float("inf")
         self._grown_from = 0
         self._has_asked = False
+        app.plane.recycle = self.recycle
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and end with the supervisor."""

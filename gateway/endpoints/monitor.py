@@ -1,5 +1,6 @@
 """What the monitors see: drift reports and metrics."""
 
+import asyncio
 from collections.abc import Mapping
 
 from starlette.requests import Request
@@ -42,13 +43,15 @@ def endpoints(plane: DataPlane, observer: Observer, telemetry: Telemetry) -> lis
         return JSONAnswer(report)
 
     async def metrics(_: Request) -> Response:
-        return exposition(await observer.samples())
+        return await exposition(await observer.samples())
 
     async def bins(_: Request) -> Response:
-        return exposition(await observer.bins(), bins=True)
+        return await exposition(await observer.bins(), bins=True)
 
-    def exposition(samples: Mapping[Family, list[Sample]], *, bins: bool = False) -> Response:
-        text, content_type = telemetry.exposition(samples, bins=bins)
+    async def exposition(samples: Mapping[Family, list[Sample]], *, bins: bool = False) -> Response:
+        telemetry.refresh()
+        # A text of a thousand series takes milliseconds: the loop serves on.
+        text, content_type = await asyncio.to_thread(telemetry.rendered, samples, bins=bins)
         return Response(text, headers={"content-type": content_type})
 
     return [
