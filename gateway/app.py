@@ -47,6 +47,8 @@ from gateway.telemetry import (
     QUEUED_ROWS,
     READY,
     REFUSED,
+    REVISION,
+    SESSION_BYTES,
     WEBHOOKS,
     WEBHOOKS_WAITING,
     Sample,
@@ -93,7 +95,7 @@ class App:
         )
         self.webhooks = _webhooks(config, self.alarms, self.telemetry)
         self.observer = Observer(tap, self.alarms)
-        self.sync = Sync(config, self.plane, self.observer)
+        self.sync = Sync(config, self.plane, self.observer, place)
         self._on_ready = on_ready
         self.carrier: Carrier | None = None
         if grpc_host is not None:
@@ -195,6 +197,8 @@ class App:
         telemetry.source(BUILD, lambda: [((__version__,), 1.0)])
         telemetry.source(REFUSED, self.sync.refused_samples)
         telemetry.source(QUEUED_ROWS, self.sync.queued_samples)
+        telemetry.source(SESSION_BYTES, self.sync.session_samples)
+        telemetry.source(REVISION, self.sync.revision_samples)
         telemetry.source(DEGRADED, self._degraded)
         if (webhooks := self.webhooks) is not None:
             telemetry.source(WEBHOOKS_WAITING, lambda: [((), float(webhooks.waiting))])
@@ -202,9 +206,12 @@ class App:
     def _degraded(self) -> list[Sample]:
         parts = {"alarms": self.alarms, "labels": self.predictions}
         return [
-            ((what,), float(part.problem is not None))
-            for what, part in parts.items()
-            if part is not None
+            *(
+                ((what,), float(part.problem is not None))
+                for what, part in parts.items()
+                if part is not None
+            ),
+            *self.sync.degraded_samples(),
         ]
 
 

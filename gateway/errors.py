@@ -303,6 +303,21 @@ class NotReadyError(GatewayError):
     grpc_status = "UNAVAILABLE"
 
 
+class NoMemoryError(NotReadyError):
+    """Opening the version would take more memory than the sessions may have."""
+
+    code = "no_memory"
+    retry_after_s = 10
+
+    def __init__(self, model: str, version: int, wanted: int, used: int, allowed: int) -> None:
+        mib = 1 << 20
+        super().__init__(
+            f"model {model!r} version {version} is not open and would take about"
+            f" {wanted // mib} MiB; {used // mib} of {allowed // mib} MiB are taken by versions"
+            " that routes need (sync.memory_bytes_max)"
+        )
+
+
 class VersionRefusedError(NotReadyError):
     """The version is in the registry, but was refused when it was opened."""
 
@@ -370,6 +385,7 @@ ALL = (
     GatewayError,
     ModelFailedError,
     NotReadyError,
+    NoMemoryError,
     VersionRefusedError,
     DeadlineError,
     StorageError,

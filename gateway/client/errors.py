@@ -17,7 +17,7 @@ ClientError
 |  `- HeadTooLargeError     431  too many headers, or too long ones
 |- ServerError              5xx  the server could not answer
 |  |- ModelFailedError      500  the model failed on input that fits its signature
-|  `- NotReadyError         503  nothing can answer this now; VersionRefusedError, BusyError below
+|  `- NotReadyError         503  nothing can answer this now; with three of its own below
 |- DeadlineError            504  the time is over, here or there
 |- UnreachableError              nobody answered: refused, or the connection was lost
 `- AnswerError                   an answer came that is none of this protocol
@@ -194,6 +194,12 @@ class BusyError(NotReadyError):
     code = "busy"
 
 
+class NoMemoryError(NotReadyError):
+    """Opening the version would take more memory than there is for it."""
+
+    code = "no_memory"
+
+
 class VersionRefusedError(NotReadyError):
     """The version is in the registry, but could not be opened."""
 
@@ -246,6 +252,7 @@ ERRORS: tuple[type[ClientError], ...] = (
     ModelFailedError,
     NotReadyError,
     BusyError,
+    NoMemoryError,
     VersionRefusedError,
     UnsupportedError,
     DeadlineError,
