@@ -26,6 +26,7 @@ from gateway.endpoints import (
     openapi,
     pages,
     repository,
+    revisions,
 )
 from gateway.endpoints.predict import Predict, is_prediction
 from gateway.endpoints.route import Endpoint, no_such_path, routes
@@ -113,6 +114,7 @@ class App:
             *alarms.endpoints(self.alarms),
             *labels.endpoints(self.plane, self.predictions, self.telemetry),
             *admin.endpoints(self.plane, self.observer),
+            *revisions.endpoints(self.plane, revisions.Door(config, self.plane)),
             *contracts.endpoints(self.plane, self._predict),
             *openapi.endpoints(self.plane, self.declared),
             *pages.endpoints(self.plane, self.declared),
