@@ -9,7 +9,7 @@ CLIENTS := .venv-clients
 CLIENTS_INSTALLED := $(patsubst %,$(CLIENTS)/%/.installed,tritonclient kserve mlflow schemathesis)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-clients check format docs bench stubs clean
+.PHONY: help install demo test test-clients test-services check format docs bench stubs clean
 
 help:  ## list the recipes
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,18 @@ $(CLIENTS)/perf_analyzer/.installed: tests/clients/requirements-perf_analyzer.tx
 	cd $(CLIENTS)/perf_analyzer && apt-get -o APT::Sandbox::User=root download -qq libb64-0d && dpkg -x libb64-0d_*.deb debian
 	@touch $@
 
+SERVICES := .venv-services
+
+test-services: $(SERVICES)/.installed  ## real PostgreSQL and Prometheus from Debian (ARGS=postgres for one)
+	$(SERVICES)/bin/python -m tests.services $(ARGS)
+
+$(SERVICES)/.installed: pyproject.toml constraints.txt tests/services/requirements.txt
+	@test -x $(SERVICES)/bin/python || $(PYTHON) -m venv $(SERVICES)
+	@echo '*' > $(SERVICES)/.gitignore
+	$(SERVICES)/bin/python -m pip install --quiet --constraint constraints.txt \
+	  --editable '.[dev,postgres]' --requirement tests/services/requirements.txt
+	@touch $@
+
 check: $(INSTALLED)  ## format, lint, types, import contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -77,4 +89,4 @@ stubs: .venv-stubs/bin/python  ## generate the protobuf messages from inference.
 	.venv-stubs/bin/python -m grpc_tools.protoc -I $(STUBS) --python_out=$(STUBS) --pyi_out=$(STUBS) inference.proto
 
 clean:  ## remove what the recipes made
-	rm -rf $(VENV) .venv-stubs $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist
+	rm -rf $(VENV) .venv-stubs $(CLIENTS) $(SERVICES) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist

@@ -99,13 +99,13 @@ class Store:
 
     # -- predictions and labels in
 
-    def keep(self, rows: Sequence[Kept]) -> int:
-        """Store predictions; how many of them were new."""
+    def keep(self, rows: Sequence[Kept]) -> None:
+        """Store predictions; those that are there already change nothing."""
         if not rows:
-            return 0
+            return
         insert = self._insert(_predictions).on_conflict_do_nothing()
         with self._writing() as connection:
-            return connection.execute(insert, [row._asdict() for row in rows]).rowcount
+            connection.execute(insert, [row._asdict() for row in rows])
 
     def label(
         self, labels: Sequence[Label], now: float, *, is_kept: Sequence[bool]
@@ -277,20 +277,17 @@ class Store:
                 )
                 return size * (pages - free)
             # Its files do not shrink when rows go: their content is what can be bounded.
-            length, p = sa.func.length, _predictions.c
-            row = connection.execute(
+            p, c = _predictions.c, _labels.c
+            n_predictions, content = connection.execute(
                 sa.select(
                     sa.func.count(),
-                    sa.func.coalesce(
-                        sa.func.sum(
-                            sa.func.coalesce(length(p.outputs), 0)
-                            + sa.func.coalesce(length(p.inputs), 0)
-                        ),
-                        0,
-                    ),
+                    _total(p.outputs) + _total(p.inputs),
                 ).select_from(_predictions)
             ).one()
-            return int(row[0]) * _ROW_BYTES + int(row[1])
+            n_labels, texts = connection.execute(
+                sa.select(sa.func.count(), _total(c.text)).select_from(_labels)
+            ).one()
+            return (int(n_predictions) + int(n_labels)) * _ROW_BYTES + int(content) + int(texts)
 
     # -- what goes
 
@@ -413,6 +410,11 @@ def _prepare(connection: Any, _: object) -> None:
         "journal_size_limit = 16777216",
     ):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _total(column: "sa.Column[Any]") -> "sa.ColumnElement[int]":
+    """Bytes or characters of a column in all rows."""
+    return sa.func.coalesce(sa.func.sum(sa.func.coalesce(sa.func.length(column), 0)), 0)
 
 
 def _value(number: float | None, text: str | None) -> float | str | None:
