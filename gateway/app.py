@@ -26,6 +26,7 @@ from gateway.endpoints import (
     openapi,
     pages,
     repository,
+    revisions,
 )
 from gateway.endpoints.predict import Predict, is_prediction
 from gateway.endpoints.route import Endpoint, no_such_path, routes
@@ -47,6 +48,8 @@ from gateway.telemetry import (
     QUEUED_ROWS,
     READY,
     REFUSED,
+    REVISION,
+    SESSION_BYTES,
     WEBHOOKS,
     WEBHOOKS_WAITING,
     Sample,
@@ -93,7 +96,7 @@ class App:
         )
         self.webhooks = _webhooks(config, self.alarms, self.telemetry)
         self.observer = Observer(tap, self.alarms)
-        self.sync = Sync(config, self.plane, self.observer)
+        self.sync = Sync(config, self.plane, self.observer, place)
         self._on_ready = on_ready
         self.carrier: Carrier | None = None
         if grpc_host is not None:
@@ -111,6 +114,7 @@ class App:
             *alarms.endpoints(self.alarms),
             *labels.endpoints(self.plane, self.predictions, self.telemetry),
             *admin.endpoints(self.plane, self.observer),
+            *revisions.endpoints(self.plane, revisions.Door(config, self.plane)),
             *contracts.endpoints(self.plane, self._predict),
             *openapi.endpoints(self.plane, self.declared),
             *pages.endpoints(self.plane, self.declared),
@@ -195,6 +199,8 @@ class App:
         telemetry.source(BUILD, lambda: [((__version__,), 1.0)])
         telemetry.source(REFUSED, self.sync.refused_samples)
         telemetry.source(QUEUED_ROWS, self.sync.queued_samples)
+        telemetry.source(SESSION_BYTES, self.sync.session_samples)
+        telemetry.source(REVISION, self.sync.revision_samples)
         telemetry.source(DEGRADED, self._degraded)
         if (webhooks := self.webhooks) is not None:
             telemetry.source(WEBHOOKS_WAITING, lambda: [((), float(webhooks.waiting))])
@@ -202,9 +208,12 @@ class App:
     def _degraded(self) -> list[Sample]:
         parts = {"alarms": self.alarms, "labels": self.predictions}
         return [
-            ((what,), float(part.problem is not None))
-            for what, part in parts.items()
-            if part is not None
+            *(
+                ((what,), float(part.problem is not None))
+                for what, part in parts.items()
+                if part is not None
+            ),
+            *self.sync.degraded_samples(),
         ]
 
 

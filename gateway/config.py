@@ -216,6 +216,30 @@ class StopConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SyncConfig:
+    """How a worker follows the registry, and what its sessions may take."""
+
+    poll_s: float = 0.4
+    """Seconds between two looks at the registry."""
+    settle_s: float = 2.0
+    """How long the files of a version that was copied in by hand must have been still."""
+    start_s_max: float = 3.0
+    """Seconds that a start spends on opening versions that no route names; the others are opened
+    by their first call."""
+    memory_bytes_max: int = 0
+    """Memory that the open sessions of one worker may take; 0: six tenths of what there is, shared
+    among the workers."""
+
+    def __post_init__(self) -> None:
+        _refuse(
+            _within("sync.poll_s", self.poll_s, 0.05, 60),
+            _within("sync.settle_s", self.settle_s, 0, 3600),
+            _within("sync.start_s_max", self.start_s_max, 0, 3600),
+            _at_least("sync.memory_bytes_max", self.memory_bytes_max, 0),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     """What is written to standard error."""
 
@@ -247,6 +271,8 @@ class ServerConfig:
     recycle_bytes: int = 0
     """A worker that has grown by so many bytes of memory since it was ready is replaced, after its
     successor is ready; 0: never."""
+    trust: str = ""
+    """File, or directory, of public keys: only versions signed by one of them are served."""
     host: str = "127.0.0.1"
     """Address to listen on. Beyond loopback: see `insecure`."""
     port: int = 8000
@@ -282,6 +308,7 @@ class ServerConfig:
     alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     stop: StopConfig = field(default_factory=StopConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:

@@ -4,8 +4,13 @@
     |- BadRequestError          400  the request itself is wrong
     |  |- HostError             400  no host, several, or one that is not this server
     |  |- TensorError           400  one tensor of it is: name, datatype, shape or data
-    |  `- InputRefusedError     400  it fits the signature, and the model still refuses its values
+    |  |- InputRefusedError     400  it fits the signature, and the model still refuses its values
+    |  `- ChangeRefusedError    400  a change of what is in force that cannot be made
     |- NotFoundError            404  no such model, version or path
+    |- ProtectedError           409  a change that must be insisted on
+    |- ConflictError            409  somebody else has changed the same meanwhile
+    |- PreconditionError        412  another revision is in force than the change was meant for
+    |- StateError               503  what is in force cannot be read
     |- VersionTakenError        409  another has the number that was asked for
     |- AliasConflictError       409  published, but somebody else moved the alias
     |- VersionWithdrawnError    409  just these files must not be served again
@@ -37,6 +42,9 @@ trace: it is shown to clients.
 import reprlib
 from collections.abc import Sequence
 from difflib import get_close_matches
+
+from registry import errors as registry
+from registry.routes import RouteError
 
 
 class GatewayError(Exception):
@@ -109,6 +117,44 @@ class BusyError(GatewayError):
     status = 503
     grpc_status = "UNAVAILABLE"
     retry_after_s = 1
+
+
+class ChangeRefusedError(BadRequestError):
+    """A change of what is in force that cannot be made; says everything that is wrong with it."""
+
+    code = "change_refused"
+
+
+class ProtectedError(GatewayError):
+    """A change that can be made, by whoever says that it is meant."""
+
+    code = "protected"
+    status = 409
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class ConflictError(GatewayError):
+    """Somebody else has changed the same thing meanwhile."""
+
+    code = "conflict"
+    status = 409
+    grpc_status = "ABORTED"
+
+
+class PreconditionError(GatewayError):
+    """Another revision is in force than the change was meant for."""
+
+    code = "precondition_failed"
+    status = 412
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class StateError(GatewayError):
+    """What is in force cannot be read: damaged, of a later release, or the disk says no."""
+
+    code = "state_unreadable"
+    status = 503
+    grpc_status = "UNAVAILABLE"
 
 
 class ForbiddenError(GatewayError):
@@ -303,6 +349,21 @@ class NotReadyError(GatewayError):
     grpc_status = "UNAVAILABLE"
 
 
+class NoMemoryError(NotReadyError):
+    """Opening the version would take more memory than the sessions may have."""
+
+    code = "no_memory"
+    retry_after_s = 10
+
+    def __init__(self, model: str, version: int, wanted: int, used: int, allowed: int) -> None:
+        mib = 1 << 20
+        super().__init__(
+            f"model {model!r} version {version} is not open and would take about"
+            f" {wanted // mib} MiB; {used // mib} of {allowed // mib} MiB are taken by versions"
+            " that routes need (sync.memory_bytes_max)"
+        )
+
+
 class VersionRefusedError(NotReadyError):
     """The version is in the registry, but was refused when it was opened."""
 
@@ -348,6 +409,11 @@ ALL = (
     BadRequestError,
     TensorError,
     InputRefusedError,
+    ChangeRefusedError,
+    ProtectedError,
+    ConflictError,
+    PreconditionError,
+    StateError,
     HostError,
     UnauthenticatedError,
     ForbiddenError,
@@ -370,11 +436,34 @@ ALL = (
     GatewayError,
     ModelFailedError,
     NotReadyError,
+    NoMemoryError,
     VersionRefusedError,
     DeadlineError,
     StorageError,
 )
 """Every error that can reach a client: docs/reference/errors.md lists them, a test compares."""
+
+
+def of_registry(error: registry.RegistryError) -> GatewayError:
+    """What the registry says, with its status and code."""
+    sentence = str(error)
+    for kind, made in _OF_REGISTRY:
+        if isinstance(error, kind):
+            return made(sentence)
+    return StateError(sentence)
+
+
+_OF_REGISTRY: tuple[tuple[type[registry.RegistryError], type[GatewayError]], ...] = (
+    (registry.PreconditionError, PreconditionError),
+    (registry.ConflictError, ConflictError),
+    (registry.ProtectedError, ProtectedError),
+    (registry.NotThereError, NotFoundError),
+    (registry.RevisionNotFoundError, NotFoundError),
+    (registry.ChangeError, ChangeRefusedError),
+    (RouteError, ChangeRefusedError),
+    (registry.WriteError, StorageError),
+)
+"""The first that fits counts."""
 
 
 def shown(value: object) -> str:

@@ -8,6 +8,7 @@ once, judged, and connected to; no redirect is followed.
 import asyncio
 import ipaddress
 import json
+import os
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from gateway.errors import GatewayError, StartError
+from gateway.errors import ConflictError, GatewayError, StartError
 
 TIMEOUT_S = 10.0
 
@@ -25,9 +26,19 @@ TIMEOUT_S = 10.0
 class Connection:
     """One server, its connections kept open from call to call. For one thread at a time."""
 
-    def __init__(self, server: str) -> None:
+    def __init__(
+        self, server: str, *, key: str | None = None, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        """Nothing is opened before the first call.
+
+        Parameters
+        ----------
+        key : shown with every call; None: `$DRIFTGATE_KEY`, if there is one
+        """
         self._server = server.rstrip("/")
-        self._client = httpx.Client(timeout=TIMEOUT_S, trust_env=False)
+        key = os.environ.get("DRIFTGATE_KEY") if key is None else key
+        headers = {"authorization": f"Bearer {key}"} if key else None
+        self._client = httpx.Client(timeout=timeout_s, trust_env=False, headers=headers)
 
     def __enter__(self) -> Self:
         return self
@@ -48,6 +59,7 @@ class Connection:
         body: object = None,
         query: dict[str, str] | None = None,
         content: tuple[str, bytes] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> Any:
         """The JSON answer of the server; a NaN in `body` is sent as the server reads it: bare.
 
@@ -62,8 +74,8 @@ class Connection:
         """
         if content is None and body is not None:
             content = ("application/json", json.dumps(body, separators=(",", ":")).encode())
-        kind, sent = content or ("", None)
-        headers = {"content-type": kind} if kind else None
+        media, sent = content or ("", None)
+        headers = {**(headers or {}), **({"content-type": media} if media else {})}
         try:
             answer = self._client.request(
                 method, self._server + path, content=sent, params=query, headers=headers
@@ -78,7 +90,9 @@ class Connection:
             raise StartError(f"{self._server} answers, but is no driftgate server") from None
         if answer.is_error:
             error = value.get("error") if isinstance(value, dict) else None
-            raise GatewayError(str(error or f"the server answered {answer.status_code}"))
+            sentence = str(error or f"the server answered {answer.status_code}")
+            kind = ConflictError if answer.status_code in {409, 412} else GatewayError
+            raise kind(sentence)
         return value
 
 

@@ -107,13 +107,13 @@ async def infer(  # noqa: C901  one prediction from start to end, on one screen
     ------
     GatewayError : what the client is told instead of an answer.
     """
-    table = plane.table  # Read once: a request sees one state of things from start to end.
     call: Call | None = None
     try:
         if head.model is None:
             call = await _decoded(plane, codec, body)
             head.model, head.version = call.model, call.version
-        picked = table.model(head.model).pick(head.version)
+        # The table is read once, and not kept: what leaves it is closed with its last request.
+        picked = plane.table.model(head.model).pick(head.version)
         variant = picked if isinstance(picked, Variant) else await _opened(plane, head, picked)
     except GatewayError as error:
         plane.rejected(error)

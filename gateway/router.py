@@ -86,9 +86,9 @@ class Meters:
         self.failed_ns.add(int(seconds * 1e9))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Variant:
-    """A version in a role: what answers."""
+    """A version in a role: what answers. Its session is closed when nobody holds it any more."""
 
     served: Served
     queue: Queue
@@ -129,8 +129,14 @@ class Model:
     """Those that are open."""
     refused: Mapping[int, str] = field(default_factory=dict)
     """Those that could not be opened, with the reason."""
+    held: Mapping[int, str] = field(default_factory=dict)
+    """Those that the champion does not follow to, with the reason; they answer by number."""
     champion: Variant | None = None
-    """What answers when no version is named: the highest that could be opened."""
+    """What answers when no version is named."""
+    default: int | None = None
+    """The version that answers when none is named, where it is not open yet."""
+    aliases: Mapping[str, int] = field(default_factory=dict)
+    """Versions by name."""
     is_unloaded: bool = False
     """Somebody has closed it; nothing opens until it is loaded again."""
 
@@ -145,6 +151,8 @@ class Model:
             raise NotReadyError(f"model {self.name!r} is unloaded")
         if version is None:
             if self.champion is None:
+                if self.default is not None:
+                    return self.default
                 if not self.refused:
                     raise NotReadyError(f"model {self.name!r} is still being opened; retry")
                 why = "; ".join(f"{n}: {reason}" for n, reason in sorted(self.refused.items()))

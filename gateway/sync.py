@@ -1,67 +1,138 @@
 """A worker's view of the registry: looks, opens and warms beside, then swaps one table.
 
 Opening is done off the event loop, one version at a time. A version that cannot be opened is
-refused with its reason, and the others serve on.
+refused with its reason until its files change, and what served before serves on. What is in the
+table is never taken out because a disk went away; it leaves when something else takes its place, or
+when it is withdrawn, and its session is closed once the last request that holds it is answered.
 """
 
 import asyncio
+import contextlib
 import logging
+import os
+import random
+import socket
 import time
-from dataclasses import replace
+import weakref
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gateway import loader, memory
 from gateway.batcher import Batcher, BatchMeters, Observe
-from gateway.columns import named
 from gateway.config import ServerConfig
 from gateway.errors import (
+    GatewayError,
     ModelNotFoundError,
+    NoMemoryError,
     NotReadyError,
     StartError,
     VersionNotFoundError,
     VersionRefusedError,
 )
+from gateway.loader import Loaded, Loader
+from gateway.memory import Key, Ledger
 from gateway.observer import Observer, Watch, WatchMeters, adopted
+from gateway.place import Place
 from gateway.prediction import DataPlane
 from gateway.protocol import v2_json
 from gateway.protocol.call import Served
 from gateway.router import Meters, Model, Variant
-from gateway.runtime import Session, Trial
+from gateway.runtime import Trial
 from gateway.tap import Observation
 from gateway.telemetry import (
     ALARMS,
     BATCH_ROWS,
+    EVICTIONS,
     OBSERVED,
     OBSERVER_ERRORS,
     QUEUE_SECONDS,
     RUN_SECONDS,
     SHED,
+    SWAPS,
     TAP_DROPPED,
     Sample,
     event,
 )
 from gateway.tensors import DTYPES, Array, n_bytes
-from monitors import MonitorError, Profile
-from registry import catalog
-from registry.catalog import VersionFiles
-from registry.errors import RegistryError
+from monitors import Profile
+from registry import catalog, trust, workers
+from registry.catalog import Catalog, Reader, VersionFiles
+from registry.errors import RegistryError, WriteError
+from registry.revisions import EMPTY, ModelState, Revision, Revisions
 from registry.signature import Signature
+from registry.workers import Heartbeat, Rejection
+
+_FOLLOWED = ModelState()
+"""A model that no revision speaks of follows its highest version."""
+_UNLOAD_S_MAX = 30.0
+_EVICT_S_MAX = 2.0
+"""A version that is evicted while a request holds it makes room later."""
+_BEAT_S = 1.0
+_SETTLING_S = 0.1
+_WARM_MAX = 64
+"""So many sessions are opened before anybody asks; in larger registries the first call does it."""
+_RETRY_S_MAX = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Brought:
+    """What a model was last brought in line with; the same again needs no work."""
+
+    versions: tuple[VersionFiles, ...]
+    withdrawn: frozenset[int]
+    state: ModelState
 
 
 class Sync:
-    """Brings what is in the registry into the table of the data plane."""
+    """Brings what the registry holds, and what revisions say of it, into the data plane's table.
 
-    def __init__(self, config: ServerConfig, plane: DataPlane, observer: Observer) -> None:
+    Parameters
+    ----------
+    place : where the worker sits; None: this is no worker
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        plane: DataPlane,
+        observer: Observer,
+        place: Place | None = None,
+    ) -> None:
         self._config = config
         self._plane = plane
         self._observer = observer
-        self._files: dict[tuple[str, int], VersionFiles] = {}
-        self._batchers: dict[tuple[str, int], Batcher] = {}
-        self._adopted: dict[tuple[str, int], Profile] = {}
+        self._slot = 0 if place is None else place.slot
+        self._reader = Reader(Path(config.registry), settle_s=config.sync.settle_s)
+        self._revisions = Revisions(config.state_path)
+        run_dir = None if place is None else place.run_dir
+        self._scratch = (run_dir or config.run_path) / "versions"
+        keys = read_trusted(config) if config.trust else None
+        self._loader = Loader(config, self._scratch, keys)
+        self.ledger = Ledger(memory.budget(config.sync.memory_bytes_max, config.workers))
+        self._found = Catalog({}, ())
+        self._revision = EMPTY
+        self._brought: dict[str, _Brought] = {}
+        self._files: dict[Key, VersionFiles] = {}
+        self._refused: dict[Key, tuple[str, str]] = {}
+        """Fingerprint of the files that were refused, and the reason."""
+        self._batchers: dict[Key, Batcher] = {}
+        self._adopted: dict[Key, Profile] = {}
         # Counts outlive a version that is closed and opened again: they never go backwards.
-        self._work: dict[tuple[str, int], BatchMeters] = {}
-        self._meters: dict[tuple[str, int], Meters] = {}
+        self._work: dict[Key, BatchMeters] = {}
+        self._meters: dict[Key, Meters] = {}
         self._opening = asyncio.Lock()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._left = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+        self._rejected: Rejection | None = None
+        self._retry_at = 0.0
+        self._retry_s = 0.0
+        self._beats = 0
+        self._beaten: tuple[float, object] = (0.0, None)
         self.problems: tuple[str, ...] = ()
+        self.degraded: dict[str, str] = {}
+        """What does not work now, and why: `registry`, `state`, `heartbeat`, `changed`."""
         plane.open_version = self.open_version
         plane.load_model = self.load_model
         plane.unload_model = self.unload_model
@@ -70,64 +141,315 @@ class Sync:
     def _references(self) -> Path:
         return self._config.state_path / "references"
 
+    @property
+    def revision(self) -> int:
+        """The revision in force here."""
+        return self._revision.number
+
+    # -- from start to end
+
     async def load(self) -> None:
-        """Open the highest version of every model that can be opened, then be ready."""
-        found = await asyncio.to_thread(look, Path(self._config.registry))
+        """Open what routes need, then as much else as the start may take; then be ready."""
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(loader.sweep, self._scratch)
         self._adopted = await asyncio.to_thread(adopted, self._references)
+        found, revision = await asyncio.to_thread(self._look_first)
+        settled_by = time.monotonic() + self._config.sync.settle_s + 0.2
+        while found.pending and time.monotonic() < settled_by:
+            await asyncio.sleep(_SETTLING_S)  # Somebody has just copied them in.
+            found, revision = await asyncio.to_thread(self._look_first)
         self.problems = found.problems
         for problem in found.problems:
             event("entry_skipped", logging.WARNING, reason=problem)
-        for name, versions in found.models.items():
-            self._files.update({(name, files.version): files for files in versions})
-            numbers = tuple(files.version for files in versions)
-            self._put(Model(name, numbers))
-        for name, versions in found.models.items():
-            for files in reversed(versions):
-                try:
-                    await self.open_version(name, files.version)
-                except VersionRefusedError:
-                    continue  # said and kept by open_version; the next lower one is tried
-                break
-        self._plane.table = replace(self._plane.table, is_complete=True)
+        until = time.monotonic() + self._config.sync.start_s_max
+        await self._bring(found, revision, until)
+        table = replace(self._plane.table, is_complete=True)
+        self._plane.table = table
         self._plane.is_ready = any(
-            model.champion is not None for model in self._plane.table.models.values()
+            model.champion is not None or model.default is not None
+            for model in table.models.values()
         )
+        await asyncio.to_thread(self._beat)
+        self._watching = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """Finish what waits, and end the sessions' threads."""
+        self._plane.is_ready = False
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        batchers = list(self._batchers.values())
+        await asyncio.gather(*(batcher.close() for batcher in batchers), *self._closing)
+        workers.forget(self._config.state_path, self._heartbeat().name)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.sync.poll_s * random.uniform(0.8, 1.2))  # noqa: S311  no secret
+            try:
+                await self.refresh()
+            except Exception:  # noqa: BLE001  one bad look must not end all looking
+                event("sync_failed", logging.ERROR, exc=True)
+
+    async def refresh(self) -> None:
+        """Look at registry and revisions once, and bring the table in line with them."""
+        found, revision = await asyncio.to_thread(self._look)
+        if found != self._found or revision.number != self._seen_revision():
+            await self._bring(found, revision)
+        else:
+            await self._warm_one()
+        await asyncio.to_thread(self._beat)
+
+    async def _warm_one(self) -> None:
+        """Open one version that would answer and is not open yet, as long as these are few."""
+        if len(self._batchers) >= _WARM_MAX:
+            return
+        for name, model in self._plane.table.models.items():
+            if model.champion is None and model.default is not None:
+                with contextlib.suppress(GatewayError):  # said and kept by open_version
+                    await self.open_version(name, model.default)
+                return
+
+    def _seen_revision(self) -> int:
+        """The newest revision that there is nothing left to do about, for now."""
+        if self._rejected is not None and time.monotonic() < self._retry_at:
+            return self._rejected.revision
+        return self._revision.number
+
+    # -- looking
+
+    def _look_first(self) -> tuple[Catalog, Revision]:
+        """As `_look`; a registry that cannot be read at the start is an error."""
+        try:
+            found = self._reader.look()
+        except RegistryError as error:
+            raise StartError(f"registry {self._config.registry!r}: {error}") from None
+        return found, self._head()
+
+    def _look(self) -> tuple[Catalog, Revision]:
+        """What is there now; where it cannot be read, what was there before."""
+        found = self._found
+        try:
+            found = self._reader.look()
+        except RegistryError as error:
+            self._degrade("registry", str(error))
+        else:
+            changed = ", ".join(f"{name} {number}" for name, number in sorted(found.changed))
+            self._degrade("registry", "")
+            self._degrade("changed", changed)
+        return found, self._head()
+
+    def _head(self) -> Revision:
+        try:
+            revision = self._revisions.head()
+        except RegistryError as error:
+            self._degrade("state", str(error))
+            return self._revision
+        self._degrade("state", "; ".join(self._revisions.problems))
+        return revision
+
+    def _degrade(self, what: str, why: str) -> None:
+        """Note what does not work, or that it works again; say each change once."""
+        if self.degraded.get(what, "") == why:
+            return
+        if why:
+            self.degraded[what] = why
+            event("degraded", logging.WARNING, what=what, reason=why)
+        else:
+            del self.degraded[what]
+            event("recovered", what=what)
+
+    # -- bringing the table in line
+
+    async def _bring(self, found: Catalog, revision: Revision, until: float | None = None) -> None:
+        """Open what is needed beside what serves; when all of a revision is there, swap at once.
+
+        Parameters
+        ----------
+        until : time by `monotonic` after which versions that no route names are left to their
+            first call
+        """
+        wanted = {
+            name: _Brought(
+                found.models.get(name, ()),
+                frozenset(number for model, number in found.withdrawn if model == name),
+                revision.models.get(name, _FOLLOWED),
+            )
+            for name in sorted({*found.models, *self._plane.table.models})
+        }
+        changed = [name for name in wanted if self._brought.get(name) != wanted[name]]
+        for name in changed:
+            await self._list(name, wanted[name])
+        states = revision.models
+        named = {name: state for name, state in states.items() if name in wanted}
+        problems = await self._prepare(named)
+        if problems and revision.number != self._revision.number:
+            self._reject(revision.number, "; ".join(problems))
+            states = self._revision.models  # What was in force serves on.
+        elif revision.number >= self._revision.number:
+            is_new = revision.number != self._revision.number
+            self._revision, self._rejected, self._retry_s = revision, None, 0.0
+            if is_new:
+                event("revision_applied", revision=revision.number, actor=revision.actor)
+        for name in changed:
+            brought = replace(wanted[name], state=states.get(name, _FOLLOWED))
+            is_late = until is not None and time.monotonic() > until
+            await self._choose(name, brought.state, is_late=is_late)
+            self._brought[name] = brought
+        self._found = found
+
+    async def _prepare(self, states: Mapping[str, ModelState]) -> list[str]:
+        """Open every version that these states need; why some could not be."""
+        problems: list[str] = []
+        for name, state in states.items():
+            for number in sorted(_needed(state)):
+                try:
+                    await self._opened(name, number)
+                except GatewayError as error:
+                    problems.append(f"model {name!r} version {number}: {error}")
+        return problems
+
+    def _reject(self, number: int, reason: str) -> None:
+        is_new = self._rejected is None or self._rejected.revision != number
+        self._rejected = Rejection(number, reason)
+        self._retry_s = 1.0 if is_new else min(2 * self._retry_s, _RETRY_S_MAX)
+        self._retry_at = time.monotonic() + self._retry_s
+        if is_new:
+            event("revision_rejected", logging.ERROR, revision=number, reason=reason)
+
+    async def _list(self, name: str, wanted: _Brought) -> None:
+        """Put into the table which versions there are; who answers stays, unless it may not."""
+        async with self._opening:
+            self._note(wanted.versions)
+            model = self._plane.table.models.get(name) or Model(name, ())
+            variants = {n: v for n, v in model.variants.items() if n not in wanted.withdrawn}
+            known = sorted({*(files.version for files in wanted.versions), *variants})
+            champion = model.champion
+            if champion is not None and champion.version in wanted.withdrawn:
+                champion = None
+                event("version_withdrawn", logging.WARNING, model=name)
+            refused = self._reasons(name, known)
+            default = _default([n for n in known if n not in refused], wanted.state)
+            self._put(replace(
+                model,
+                versions=tuple(known),
+                variants=variants,
+                refused=refused,
+                champion=champion,
+                default=default if champion is None and not model.is_unloaded else None,
+            ))  # fmt: skip
+
+    async def _choose(self, name: str, state: ModelState, *, is_late: bool) -> None:
+        """Let the version answer that should."""
+        model = self._plane.table.models[name]
+        self._put(replace(model, aliases=state.aliases))
+        if model.is_unloaded:
+            return
+        if not state.follow:
+            await self._hand_over(name, state.aliases.get("champion"))
+        elif not is_late:
+            await self._follow(name, model.versions)
+
+    async def _follow(self, name: str, known: Iterable[int]) -> None:
+        """Let the highest version that can be opened, and fits, answer."""
+        for number in sorted(known, reverse=True):
+            model = self._plane.table.models[name]
+            champion = model.champion
+            if champion is not None and champion.version == number:
+                return
+            if number in model.held:
+                continue
+            try:
+                variant = await self._opened(name, number)
+            except GatewayError:
+                continue  # said and kept by open_version; the next lower one is tried
+            if champion is not None and (why := _misfit(champion.signature, variant.signature)):
+                held = {**model.held, number: why}
+                self._put(replace(self._plane.table.models[name], held=held))
+                event("version_held", logging.WARNING, model=name, version=number, reason=why)
+                continue
+            self._swap(name, variant)
+            return
+
+    async def _hand_over(self, name: str, number: int | None) -> None:
+        """Let the version that the champion's alias names answer."""
+        if number is None:
+            return
+        with contextlib.suppress(GatewayError):  # said and kept; what answers serves on
+            self._swap(name, await self._opened(name, number))
+
+    def _swap(self, name: str, variant: Variant) -> None:
+        model = self._plane.table.models[name]
+        before = model.champion
+        if before is variant:
+            return
+        self._put(replace(model, champion=variant, default=None))
+        if before is None:
+            return
+        self._plane.telemetry.counter(SWAPS, name).add()
+        event("version_swapped", model=name, version=variant.version, before=before.version)
+        self._retire(name)
+
+    def _retire(self, name: str) -> None:
+        """Take out of the table what nothing names any more, the newest of them excepted.
+
+        The one that answered last stays for an instant way back, as long as memory allows.
+        """
+        needed = self._needed(name)
+        idle = [number for number in self._by_use(name) if number not in needed]
+        self._take_out(name, idle[:-1])
+
+    def _needed(self, name: str) -> set[int]:
+        """Versions of a model that are never evicted."""
+        state = self._revision.models.get(name, _FOLLOWED)
+        champion = self._plane.table.models[name].champion
+        return _needed(state) | ({champion.version} if champion is not None else set())
+
+    def _by_use(self, name: str) -> list[int]:
+        """Open versions of a model, the one least recently used first."""
+        variants = self._plane.table.models[name].variants
+        return sorted(variants, key=lambda number: variants[number].work.ran_at)
+
+    # -- opening
 
     async def open_version(self, name: str, version: int) -> Variant:
         """Open one version unless it is open already, and put it into the table.
 
         Raises
         ------
-        VersionRefusedError : it cannot be opened; it is not tried again.
+        VersionRefusedError : it cannot be opened; it is not tried again until its files change.
+        NoMemoryError : there is no room for it beside what routes need.
         """
+        variant = await self._opened(name, version)
+        model = self._plane.table.models[name]
+        if model.champion is None and model.default == version:
+            self._put(replace(model, champion=variant, default=None))
+        return variant
+
+    async def _opened(self, name: str, version: int) -> Variant:
         async with self._opening:
-            model = self._plane.table.models[name]
+            model = self._plane.table.models.get(name)
+            if model is None:
+                raise ModelNotFoundError(name, list(self._plane.table.models))
             picked = model.pick(str(version))
             if isinstance(picked, Variant):
                 return picked
+            del model  # Held while others leave the table, it would keep their sessions open.
             files = self._files[name, version]
+            await self._make_room(files)
             start = time.perf_counter()
             try:
-                session, trial = await asyncio.to_thread(self._open, files)
+                loaded = await asyncio.to_thread(self._loader.load, files)
             except VersionRefusedError as error:
-                self._put(replace(model, refused={**model.refused, version: str(error)}))
-                event(
-                    "version_refused",
-                    logging.ERROR,
-                    model=name,
-                    version=version,
-                    reason=str(error),
-                )
+                self._refuse(files, str(error))
                 raise
+            self._reader.admit(files, loaded.digest)
             is_new = (name, version) not in self._work
-            variant = self._variant(files, session, trial)
+            variant = self._variant(files, loaded)
+            self.ledger.enter((name, version), loaded.n_bytes)
             if is_new:
-                await self._watch(files, session.signature)
-            champion = model.champion
-            if champion is None or champion.version < version:
-                champion = variant
-            variants = {**model.variants, version: variant}
-            self._put(replace(model, variants=variants, champion=champion))
+                await self._monitor(files, loaded)
+            model = self._plane.table.models[name]
+            self._put(replace(model, variants={**model.variants, version: variant}))
             event(
                 "version_opened",
                 model=name,
@@ -136,6 +458,73 @@ class Sync:
                 **variant.about,
             )
             return variant
+
+    def _refuse(self, files: VersionFiles, reason: str) -> None:
+        name, version = files.model, files.version
+        self._refused[name, version] = (files.fingerprint, reason)
+        model = self._plane.table.models[name]
+        refused = {**model.refused, version: reason}
+        default = model.default
+        if default == version:
+            state = self._revision.models.get(name, _FOLLOWED)
+            default = _default([n for n in model.versions if n not in refused], state)
+        self._put(replace(model, refused=refused, default=default))
+        event("version_refused", logging.ERROR, model=name, version=version, reason=reason)
+
+    async def _make_room(self, files: VersionFiles) -> None:
+        """Close versions that no route needs, until there is room for this one.
+
+        Raises
+        ------
+        NoMemoryError : even then there is none.
+        """
+        wanted = memory.estimate(_size(files))
+        idle = [
+            (variant.work.ran_at, (name, number))
+            for name, model in self._plane.table.models.items()
+            for number, variant in model.variants.items()
+            if number not in self._needed(name)
+        ]
+        victims = self.ledger.victims(wanted, [key for _, key in sorted(idle)])
+        if victims is None:
+            used, allowed = self.ledger.used_bytes, self.ledger.budget_bytes
+            raise NoMemoryError(files.model, files.version, wanted, used, allowed)
+        for name, number in victims:
+            self._take_out(name, {number})
+            self._plane.telemetry.counter(EVICTIONS, name).add()
+            event("version_evicted", model=name, version=number)
+        await self._gone(victims, _EVICT_S_MAX)
+
+    def _take_out(self, name: str, leaving: Container[int]) -> None:
+        """Take open versions out of the table; nobody who awaits may hold the model before."""
+        model = self._plane.table.models[name]
+        variants = {n: v for n, v in model.variants.items() if n not in leaving}
+        self._put(replace(model, variants=variants))
+
+    async def _gone(self, keys: Iterable[Key], timeout_s: float) -> None:
+        """Return when the sessions of these versions are closed, or a while later."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while any(key in self._batchers for key in keys):
+                    self._left.clear()
+                    await self._left.wait()
+                await asyncio.gather(*self._closing)
+
+    def _release(self, key: Key, batcher: Batcher) -> None:
+        """Nobody holds a variant any more: close what is behind it. Called by any thread."""
+        with contextlib.suppress(RuntimeError):  # The loop has ended, and everything with it.
+            self._loop.call_soon_threadsafe(self._close_one, key, batcher)
+
+    def _close_one(self, key: Key, batcher: Batcher) -> None:
+        if self._batchers.get(key) is batcher:
+            del self._batchers[key]
+            self.ledger.leave(key)
+            self._left.set()
+        task = asyncio.create_task(batcher.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    # -- what operators and clients of the repository ask for
 
     async def load_model(self, name: str, version: int | None = None) -> Variant:
         """Open a version that is in the registry now: the highest one, unless one is named.
@@ -160,12 +549,17 @@ class Sync:
         if number not in numbers:
             raise VersionNotFoundError(name, str(number), numbers)
         async with self._opening:
-            self._files.update({(name, files.version): files for files in versions})
+            self._note(versions)
+            self._refused.pop((name, number), None)  # Asked for by hand: tried again.
             model = self._plane.table.models.get(name) or Model(name, ())
-            known = tuple(sorted({*numbers, *model.variants}))
-            refused = {n: reason for n, reason in model.refused.items() if n != number}
-            self._put(replace(model, versions=known, refused=refused, is_unloaded=False))
-        variant = await self.open_version(name, number)
+            known = sorted({*numbers, *model.variants})
+            refused = self._reasons(name, known)
+            self._put(replace(model, versions=tuple(known), refused=refused, is_unloaded=False))
+        variant = await self._opened(name, number)
+        model = self._plane.table.models[name]
+        state = self._revision.models.get(name, _FOLLOWED)
+        if model.champion is None or (state.follow and model.champion.version < number):
+            self._swap(name, variant)
         self._plane.is_ready = True
         return variant
 
@@ -178,15 +572,13 @@ class Sync:
         """
         async with self._opening:
             model = self._plane.table.model(name)
-            self._put(replace(model, variants={}, champion=None, is_unloaded=True))
-            batchers = [self._batchers.pop((name, version)) for version in model.variants]
-        await asyncio.gather(*(batcher.close() for batcher in batchers))
-        event("model_unloaded", model=name, versions=list(model.variants))
+            gone = list(model.variants)
+            self._put(replace(model, variants={}, champion=None, default=None, is_unloaded=True))
+            del model
+        await self._gone([(name, version) for version in gone], _UNLOAD_S_MAX)
+        event("model_unloaded", model=name, versions=gone)
 
-    async def close(self) -> None:
-        """Finish what waits, and end the sessions' threads."""
-        self._plane.is_ready = False
-        await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
+    # -- what is told about it
 
     def refused_samples(self) -> "list[Sample]":
         """Refused versions by model, for the exposition."""
@@ -199,13 +591,66 @@ class Sync:
             for (name, version), batcher in self._batchers.items()
         ]
 
-    def _open(self, files: VersionFiles) -> tuple[Session, Trial]:
-        session = Session(files.model_file, self._config.runtime)
-        session.signature = named(session.signature, files.reference_file)
-        return session, session.try_out(self._config.batch, self._config.runtime)
+    def session_samples(self) -> "list[Sample]":
+        """Memory by open version, for the exposition."""
+        return [
+            ((name, str(version)), float(size))
+            for (name, version), size in self.ledger.sessions.items()
+        ]
 
-    def _variant(self, files: VersionFiles, session: Session, trial: Trial) -> Variant:
+    def revision_samples(self) -> "list[Sample]":
+        """The revision in force, and the newest that was refused."""
+        rejected = 0 if self._rejected is None else self._rejected.revision
+        return [(("observed",), self._revision.number), (("rejected",), rejected)]
+
+    def degraded_samples(self) -> "list[Sample]":
+        """What does not work now."""
+        return [((what,), 1.0) for what in self.degraded]
+
+    def _heartbeat(self) -> Heartbeat:
+        models = self._plane.table.models
+        return Heartbeat(
+            host=socket.gethostname(),
+            slot=self._slot,
+            pid=os.getpid(),
+            sequence=self._beats,
+            observed=self._revision.number,
+            rejected=self._rejected,
+            loaded=tuple(f"{name}@{n}" for name, model in models.items() for n in model.variants),
+            rss_bytes=memory.resident(),
+        )
+
+    def _beat(self) -> None:
+        """Say what is in force here, at once when it has changed."""
+        moment, said = self._beaten
+        news = (self._revision.number, self._rejected, tuple(self._batchers))
+        if news == said and time.monotonic() - moment < _BEAT_S:
+            return
+        self._beats += 1
+        self._beaten = (time.monotonic(), news)
+        try:
+            workers.beat(self._config.state_path, self._heartbeat())
+        except (WriteError, OSError) as error:
+            self._degrade("heartbeat", str(error))
+        else:
+            self._degrade("heartbeat", "")
+
+    # -- pieces
+
+    def _note(self, versions: Iterable[VersionFiles]) -> None:
+        """Remember where files are; those that have changed since they were refused are new."""
+        for files in versions:
+            key = (files.model, files.version)
+            self._files[key] = files
+            if key in self._refused and self._refused[key][0] != files.fingerprint:
+                del self._refused[key]
+
+    def _reasons(self, name: str, known: Iterable[int]) -> dict[int, str]:
+        return {n: self._refused[name, n][1] for n in known if (name, n) in self._refused}
+
+    def _variant(self, files: VersionFiles, loaded: Loaded) -> Variant:
         config, telemetry = self._config, self._plane.telemetry
+        session, trial = loaded.session, loaded.trial
         name, version, signature = files.model, files.version, session.signature
         labels = (name, str(version))
         if (name, version) not in self._work:
@@ -234,7 +679,7 @@ class Sync:
             meters=self._work[name, version],
         )
         self._batchers[name, version] = batcher
-        return Variant(
+        variant = Variant(
             served=Served(name, version, signature, v2_json.answer_head(name, version)),
             queue=batcher,
             observe=observe,
@@ -243,6 +688,8 @@ class Sync:
             work=self._work[name, version],
             can_batch=trial.can_batch,
         )
+        weakref.finalize(variant, self._release, (name, version), batcher)
+        return variant
 
     def _tapped(self, name: str, version: int, signature: Signature) -> Observe:
         """Offers to the tap what ran: whole runs, whose rows are stacked already, or requests."""
@@ -255,13 +702,14 @@ class Sync:
 
         return observe
 
-    async def _watch(self, files: VersionFiles, signature: Signature) -> None:
+    async def _monitor(self, files: VersionFiles, loaded: Loaded) -> None:
+        """Have the observer watch a version, by an adopted profile or its own."""
         labels = (files.model, str(files.version))
         telemetry = self._plane.telemetry
         watch = Watch(
             files.model,
             files.version,
-            signature,
+            loaded.session.signature,
             window_rows=self._config.monitor.window_rows,
             references=self._references,
             meters=WatchMeters(
@@ -271,7 +719,7 @@ class Sync:
                 alarms=telemetry.counter(ALARMS, *labels),
             ),
         )
-        await asyncio.to_thread(self._give_reference, watch, files)
+        await asyncio.to_thread(self._give_reference, watch, loaded)
         for problem in watch.problems:
             event(
                 "reference_problem",
@@ -282,23 +730,74 @@ class Sync:
             )
         self._observer.add(watch)
 
-    def _give_reference(self, watch: Watch, files: VersionFiles) -> None:
+    def _give_reference(self, watch: Watch, loaded: Loaded) -> None:
         """Judge by an adopted profile, else by the version's own; else wait for one."""
-        if (profile := self._adopted.get((files.model, files.version))) is not None:
+        if (profile := self._adopted.get((watch.model, watch.version))) is not None:
             watch.judge_by(profile, "adopted")
-            return
-        try:
-            watch.judge_by(Profile.from_json(files.reference_file.read_bytes()), "reference.json")
-        except FileNotFoundError:
-            if self._config.monitor.adopt_rows and watch.can_adopt:
-                watch.adopt(self._config.monitor.adopt_rows)
-        except OSError:
-            watch.problems = ["reference.json cannot be read"]
-        except MonitorError as error:
-            watch.problems = [f"reference.json: {error}"]
+        elif loaded.profile is not None:
+            watch.judge_by(loaded.profile, "reference.json")
+        elif loaded.problem:
+            watch.problems = [loaded.problem]
+        elif self._config.monitor.adopt_rows and watch.can_adopt:
+            watch.adopt(self._config.monitor.adopt_rows)
 
     def _put(self, model: Model) -> None:
         self._plane.table = self._plane.table.replaced(model)
+
+
+def _needed(state: ModelState) -> set[int]:
+    """Versions that a state of a model needs to be open on every worker."""
+    if state.follow:
+        return set(state.pins)
+    return {*state.aliases.values(), *state.pins}
+
+
+def _default(versions: Sequence[int], state: ModelState) -> int | None:
+    """The version that answers when none is named."""
+    number = max(versions, default=None) if state.follow else state.aliases.get("champion")
+    return number if number in versions else None
+
+
+def _misfit(now: Signature, then: Signature) -> str | None:
+    """Why clients of one version could not call another; None when they can."""
+    for role, ours, theirs in (
+        ("input", now.inputs, then.inputs), ("output", now.outputs, then.outputs),
+    ):  # fmt: skip
+        was, comes = ({spec.name: spec for spec in specs} for specs in (ours, theirs))
+        if was.keys() != comes.keys():
+            return f"its {role}s are {sorted(comes)}, and were {sorted(was)}"
+        for name, spec in was.items():
+            other = comes[name]
+            if (spec.datatype, spec.row_shape) != (other.datatype, other.row_shape):
+                return (
+                    f"its {role} {name!r} is {other.datatype} {list(other.shape)}, and was"
+                    f" {spec.datatype} {list(spec.shape)}"
+                )
+    return None
+
+
+def _size(files: VersionFiles) -> int:
+    if files.manifest is not None:
+        return files.manifest.bytes
+    try:
+        return sum(
+            (files.directory / name).stat().st_size for name in catalog.content(files.directory)
+        )
+    except (OSError, RegistryError):
+        return 0
+
+
+def read_trusted(config: ServerConfig) -> trust.Keys:
+    """Public keys of those whose versions are served.
+
+    Raises
+    ------
+    StartError : the file cannot be used.
+    """
+    try:
+        return trust.read_keys(Path(config.trust))
+    except RegistryError as error:
+        raise StartError(f"trust: {error}") from None
 
 
 def look(root: Path) -> catalog.Catalog:

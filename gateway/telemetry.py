@@ -184,8 +184,9 @@ DEGRADED = _declare(
     Family(
         "driftgate_degraded",
         "gauge",
-        "1 while a part does not work although predictions do: labels, alarms (cannot be written),"
-        " counters (some are in the memory of one worker), run_dir (cannot be had).",
+        "1 while a part does not work although predictions do: labels, alarms, heartbeat (cannot be"
+        " written), counters (some are in the memory of one worker), run_dir (cannot be had),"
+        " registry, state (cannot be read), changed (files of an open version).",
         ("what",),
     )
 )
@@ -204,6 +205,38 @@ RESTARTS = _declare(
         "counter",
         "Workers replaced, by what ended the one before: signal, exit, frozen, recycled.",
         ("reason",),
+    )
+)
+SESSION_BYTES = _declare(
+    Family(
+        "driftgate_session_bytes",
+        "gauge",
+        "Memory that an open version takes, as measured.",
+        _VERSION,
+    )
+)
+EVICTIONS = _declare(
+    Family(
+        "driftgate_evictions_total",
+        "counter",
+        "Versions closed to make room for others.",
+        ("model",),
+    )
+)
+SWAPS = _declare(
+    Family(
+        "driftgate_swaps_total",
+        "counter",
+        "Times that another version became the one that answers.",
+        ("model",),
+    )
+)
+REVISION = _declare(
+    Family(
+        "driftgate_revision",
+        "gauge",
+        "The revision in force (observed), and the newest that could not be (rejected).",
+        ("state",),
     )
 )
 READY = _declare(Family("driftgate_ready", "gauge", "1 when the server answers predictions."))

@@ -190,7 +190,7 @@ class Rollback:
         if previous is None:
             raise ChangeError(f"model {self.model!r} has no previous champion; promote a version")
         rollout = state.rollout
-        if rollout is not None and rollout.get("phase") == "baking":
+        if rollout is not None and "baking" in (rollout.get("phase"), rollout.get("held")):
             rollout = rollout | {"phase": "aborted", "cause": "rolled back"}
         aliases = {**state.aliases, CHAMPION: previous}
         return _put(models, self.model, state, aliases=aliases, rollout=rollout)
@@ -265,6 +265,19 @@ class PutRoute:
         """The models after it."""
         state = managed(models, self.model, known)
         return _put(models, self.model, routed(state, self.route), follow=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PutRoutes:
+    """Routes of several models, in one revision."""
+
+    routes: Mapping[str, Route]
+
+    def __call__(self, models: Models, known: Known) -> Models:
+        """The models after it."""
+        for model, route in self.routes.items():
+            models = PutRoute(model, route)(models, known)
+        return models
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,6 +405,17 @@ class Applied:
     is_changed: bool
     """Whether there was anything to change."""
 
+    def document(self, *, dry_run: bool = False) -> dict[str, Any]:
+        """As programs are told it, by every way."""
+        return {
+            "revision": self.revision.number,
+            "changed": self.is_changed,
+            "dry_run": dry_run,
+            "diff": list(self.diff),
+            "moved": {model: round(percent, 2) for model, percent in self.moved.items()},
+            "undo": self.undo,
+        }
+
 
 def apply(
     revisions: Revisions,
@@ -460,6 +484,21 @@ def apply(
             raise ConflictError("; ".join(others))
         head = newer
     raise ConflictError(f"{_TRIES} others were faster, one after the other; try again")
+
+
+def log(
+    revisions: Revisions, limit: int, model: str | None = None
+) -> list[tuple[Revision, list[str]]]:
+    """The newest revisions, each with what it changed; of one model, or of all.
+
+    Raises
+    ------
+    RevisionError : what is in force cannot be read.
+    """
+    head = revisions.head()
+    touched = None if model is None else {model}
+    found = _changes_since(revisions, 0, head, touched)
+    return [entry for entry, _ in zip(found, range(limit), strict=False)]
 
 
 def record_follow(revisions: Revisions, moves: Mapping[str, int], known: Known) -> bool:
@@ -734,8 +773,13 @@ def _changes_since(
             return
         changed = _touched(parent.models, head.models)
         if touched is None or changed & touched:
-            yield head, differences(parent.models, head.models)
+            chosen = changed if touched is None else changed & touched
+            yield head, differences(_only(chosen, parent.models), _only(chosen, head.models))
         head = parent
+
+
+def _only(chosen: set[str], models: Models) -> Models:
+    return {model: state for model, state in models.items() if model in chosen}
 
 
 def _since(revisions: Revisions, wanted: int, head: Revision) -> str:

@@ -131,10 +131,12 @@ def serve(
 def environment(settings: Mapping[str, object] | None = None) -> dict[str, str]:
     """This process's environment without driftgate's own variables, plus these settings.
 
-    gRPC listens on a free port, unless a setting or flag says otherwise.
+    gRPC listens on a free port, and what tests have just written is complete, unless a setting or
+    flag says otherwise.
     """
     kept = {name: text for name, text in os.environ.items() if not name.startswith("DRIFTGATE_")}
     kept["DRIFTGATE_GRPC_PORT"] = "0"
+    kept |= {"DRIFTGATE_SYNC_SETTLE_S": "0", "DRIFTGATE_SYNC_START_S_MAX": "60"}
     given = {
         f"DRIFTGATE_{key.replace('.', '_').upper()}": str(value)
         for key, value in (settings or {}).items()

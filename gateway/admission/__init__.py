@@ -89,6 +89,7 @@ def admit(directory: Path, bounds: Bounds = BOUNDS) -> Admitted:
     ]
     with subprocess.Popen(  # noqa: S603  our own interpreter and module
         command,
+        env=_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -176,6 +177,16 @@ def _check_name(name: str) -> None:
             f"cannot be opened: its weights are said to be in {shown(name)}; they must be in a"
             " file of its own directory"
         )
+
+
+def _environment() -> dict[str, str]:
+    """What Python and onnxruntime go by, and nothing that may be a secret."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in {"PATH", "LANG", "TMPDIR"}
+        or name.startswith(("LC_", "LD_", "PYTHON", "ORT_", "OMP_", "OPENBLAS_"))
+    }
 
 
 def _last(written: bytes) -> Report:

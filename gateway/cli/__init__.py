@@ -1,7 +1,8 @@
 """The command `driftgate`: commands and exit codes, no logic.
 
-Exit codes: 0 ok, 2 invalid input or settings, or a server that said no, 3 somebody else was faster.
-Imports stay lazy: a command that only prints a table does not open onnxruntime.
+Exit codes: 0 ok, 2 invalid input or settings, or a server that said no, 3 a conflict with somebody
+else's change, 4 written but not yet applied by all workers. Imports stay lazy: a command that only
+prints a table does not open onnxruntime.
 """
 
 import os
@@ -13,6 +14,7 @@ import typer
 from gateway import __version__
 from gateway.cli import (
     alarm,
+    change,
     demo,
     doctor,
     drift,
@@ -21,6 +23,7 @@ from gateway.cli import (
     models,
     profile,
     publish,
+    route,
     serve,
     versions,
 )
@@ -69,6 +72,11 @@ app.command("withdraw")(versions.withdraw)
 app.command("doctor")(doctor.doctor)
 app.command("drift")(drift.drift)
 app.command("profile")(profile.profile)
+for _name in (
+    "alias", "promote", "rollback", "follow", "pin", "unpin", "history", "diff", "restore",
+):  # fmt: skip
+    app.command(_name)(getattr(change, _name))
+app.add_typer(route.app, name="route")
 app.add_typer(labels.app, name="labels")
 app.add_typer(alarm.app, name="alarm")
 app.add_typer(keys.app, name="keys")

@@ -29,6 +29,9 @@ def serve(  # noqa: PLR0917  typer reads options from the parameters
     keys: Annotated[
         str | None, typer.Option(help="File of keys: all but health then needs one.")
     ] = None,
+    trust: Annotated[
+        str | None, typer.Option(help="Public keys: only versions signed by one are served.")
+    ] = None,
     state_dir: Annotated[str | None, typer.Option(help="Where adopted profiles are kept.")] = None,
     run_dir: Annotated[
         str | None, typer.Option(help="Where workers keep their counts, on a local disk.")
@@ -68,8 +71,9 @@ def serve(  # noqa: PLR0917  typer reads options from the parameters
             "tls_key": tls_key,
             "tls_client_ca": tls_client_ca,
             "keys": keys,
-            "state_dir": state_dir,
+            "trust": trust,
             "run_dir": run_dir,
+            "state_dir": state_dir,
             "workers": workers,
             "insecure": insecure,
             "batch.rows_max": batch_rows_max,

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 
 import httpx
 
@@ -16,7 +16,9 @@ from gateway.client.errors import (
     AnswerError,
     BadRequestError,
     BusyError,
+    ChangeRefusedError,
     ClientError,
+    ConflictError,
     DeadlineError,
     EncodingError,
     ForbiddenError,
@@ -27,12 +29,17 @@ from gateway.client.errors import (
     MethodError,
     ModelFailedError,
     ModelNotFoundError,
+    NoMemoryError,
     NotFoundError,
     NotReadyError,
+    PreconditionError,
+    ProtectedError,
     QueueFullError,
     RefusedError,
     ServerError,
     SlowRequestError,
+    StateError,
+    StorageError,
     TensorError,
     TooLargeError,
     UnauthenticatedError,
@@ -41,16 +48,33 @@ from gateway.client.errors import (
     VersionNotFoundError,
     VersionRefusedError,
 )
-from gateway.client.steps import Core, Got, Lost, Pause, Send, Steps, T, lost_by, with_key
-from gateway.client.wire import Metadata, Prediction
+from gateway.client.steps import (
+    Core,
+    Got,
+    How,
+    Lost,
+    Pause,
+    Send,
+    Steps,
+    T,
+    lost_by,
+    model_path,
+    route_path,
+    with_key,
+)
+from gateway.client.wire import Change, Metadata, Prediction
 
 __all__ = [
     "AnswerError",
     "AsyncClient",
     "BadRequestError",
     "BusyError",
+    "Change",
+    "ChangeOptions",
+    "ChangeRefusedError",
     "Client",
     "ClientError",
+    "ConflictError",
     "DeadlineError",
     "EncodingError",
     "ForbiddenError",
@@ -62,13 +86,18 @@ __all__ = [
     "MethodError",
     "ModelFailedError",
     "ModelNotFoundError",
+    "NoMemoryError",
     "NotFoundError",
     "NotReadyError",
+    "PreconditionError",
     "Prediction",
+    "ProtectedError",
     "QueueFullError",
     "RefusedError",
     "ServerError",
     "SlowRequestError",
+    "StateError",
+    "StorageError",
     "TensorError",
     "TooLargeError",
     "UnauthenticatedError",
@@ -80,6 +109,18 @@ __all__ = [
 
 TIMEOUT_S = 30.0
 RETRIES = 2
+
+
+class ChangeOptions(TypedDict, total=False):
+    """How a change of what is in force is made; all optional."""
+
+    message: str
+    if_match: int | None
+    dry_run: bool
+    force: bool
+    take_over: bool
+    wait: bool
+    timeout_s: float | None
 
 
 class Client:
@@ -206,6 +247,52 @@ class Client:
     ) -> dict[str, Any]:
         """What the monitors see of a version, as `GET /drift/{model}` tells it."""
         return self._run(self._core.drift(model, version, window, timeout_s))
+
+    def alias(self, model: str, alias: str, version: int, **how: Unpack[ChangeOptions]) -> Change:
+        """Name a version of a model.
+
+        Parameters
+        ----------
+        how : as for every change: `message`, `if_match` (the revision that must be in force),
+            `dry_run`, `force`, `take_over`, `wait` (until all live workers have applied it, or
+            the time is over), `timeout_s`
+
+        Raises
+        ------
+        ConflictError, PreconditionError : somebody else has changed it.
+        ClientError : the server's reason, as one of its subclasses.
+        """
+        path = model_path(model, "aliases", alias)
+        return self._run(self._core.change("PUT", path, {"version": version}, How(**how)))
+
+    def promote(self, model: str, version: int, **how: Unpack[ChangeOptions]) -> Change:
+        """Make a version the champion; the one before is kept as `previous`."""
+        path = model_path(model, "promote")
+        return self._run(self._core.change("POST", path, {"version": version}, How(**how)))
+
+    def rollback(self, model: str, **how: Unpack[ChangeOptions]) -> Change:
+        """Make the previous champion answer again."""
+        path = model_path(model, "rollback")
+        return self._run(self._core.change("POST", path, {}, How(**how)))
+
+    def restore(
+        self, revision: int, model: str | None = None, **how: Unpack[ChangeOptions]
+    ) -> Change:
+        """Put in force again what an old revision said, of one model or of all."""
+        path, body = f"/admin/revisions/{revision}/restore", {"model": model} if model else {}
+        return self._run(self._core.change("POST", path, body, How(**how)))
+
+    def put_route(
+        self, model: str, route: Mapping[str, Any], **how: Unpack[ChangeOptions]
+    ) -> Change:
+        """Split a model's traffic."""
+        return self._run(self._core.change("PUT", route_path(model), route, How(**how)))
+
+    def history(
+        self, model: str | None = None, *, limit: int = 50, timeout_s: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Who changed what, the newest first."""
+        return self._run(self._core.history(model, limit, timeout_s))
 
     def _run(self, steps: Steps[T]) -> T:
         got: Got | Lost | None = None
@@ -338,6 +425,42 @@ class AsyncClient:
     ) -> dict[str, Any]:
         """What the monitors see of a version, as `GET /drift/{model}` tells it."""
         return await self._run(self._core.drift(model, version, window, timeout_s))
+
+    async def alias(
+        self, model: str, alias: str, version: int, **how: Unpack[ChangeOptions]
+    ) -> Change:
+        """Name a version of a model. See `Client.alias`."""
+        path = model_path(model, "aliases", alias)
+        return await self._run(self._core.change("PUT", path, {"version": version}, How(**how)))
+
+    async def promote(self, model: str, version: int, **how: Unpack[ChangeOptions]) -> Change:
+        """Make a version the champion; the one before is kept as `previous`."""
+        path = model_path(model, "promote")
+        return await self._run(self._core.change("POST", path, {"version": version}, How(**how)))
+
+    async def rollback(self, model: str, **how: Unpack[ChangeOptions]) -> Change:
+        """Make the previous champion answer again."""
+        path = model_path(model, "rollback")
+        return await self._run(self._core.change("POST", path, {}, How(**how)))
+
+    async def restore(
+        self, revision: int, model: str | None = None, **how: Unpack[ChangeOptions]
+    ) -> Change:
+        """Put in force again what an old revision said, of one model or of all."""
+        path, body = f"/admin/revisions/{revision}/restore", {"model": model} if model else {}
+        return await self._run(self._core.change("POST", path, body, How(**how)))
+
+    async def put_route(
+        self, model: str, route: Mapping[str, Any], **how: Unpack[ChangeOptions]
+    ) -> Change:
+        """Split a model's traffic."""
+        return await self._run(self._core.change("PUT", route_path(model), route, How(**how)))
+
+    async def history(
+        self, model: str | None = None, *, limit: int = 50, timeout_s: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Who changed what, the newest first."""
+        return await self._run(self._core.history(model, limit, timeout_s))
 
     async def _run(self, steps: Steps[T]) -> T:
         got: Got | Lost | None = None

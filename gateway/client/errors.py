@@ -5,11 +5,14 @@ ClientError
 |  |- BadRequestError       400  the request itself is wrong
 |  |  |- TensorError        400  one tensor of it is
 |  |  |- InputRefusedError  400  it fits the signature, the model refuses its values
+|  |  |- ChangeRefusedError 400  a change that cannot be made
 |  |  `- HostError          400  the address named is not that server's
 |  |- UnauthenticatedError  401  no key, or none that is known
 |  |- ForbiddenError        403  not from here, or not with this key
 |  |- NotFoundError         404  ModelNotFoundError, VersionNotFoundError below it
 |  |- MethodError           405  the path exists, the verb does not
+|  |- ConflictError         409  somebody else changed the same; ProtectedError: insist on it
+|  |- PreconditionError     412  another revision is in force
 |  |- SlowRequestError      408  the request did not arrive in time
 |  |- TooLargeError         413  more than one request may carry
 |  |- EncodingError         415  a format that is not spoken there
@@ -17,7 +20,7 @@ ClientError
 |  `- HeadTooLargeError     431  too many headers, or too long ones
 |- ServerError              5xx  the server could not answer
 |  |- ModelFailedError      500  the model failed on input that fits its signature
-|  `- NotReadyError         503  nothing can answer this now; VersionRefusedError, BusyError below
+|  `- NotReadyError         503  nothing can answer this now; with three of its own below
 |- DeadlineError            504  the time is over, here or there
 |- UnreachableError              nobody answered: refused, or the connection was lost
 `- AnswerError                   an answer came that is none of this protocol
@@ -91,6 +94,33 @@ class UnauthenticatedError(RefusedError):
 
     code = "unauthenticated"
     status = 401
+
+
+class ChangeRefusedError(BadRequestError):
+    """A change that cannot be made; says everything that is wrong with it."""
+
+    code = "change_refused"
+
+
+class ProtectedError(RefusedError):
+    """A change that must be insisted on: `force`, `take_over`."""
+
+    code = "protected"
+    status = 409
+
+
+class ConflictError(RefusedError):
+    """Somebody else has changed the same thing meanwhile; says who, and what."""
+
+    code = "conflict"
+    status = 409
+
+
+class PreconditionError(RefusedError):
+    """Another revision is in force than `if_match`; says who changed what."""
+
+    code = "precondition_failed"
+    status = 412
 
 
 class ForbiddenError(RefusedError):
@@ -175,6 +205,20 @@ class ServerError(ClientError):
     status = 500
 
 
+class StateError(ServerError):
+    """The server cannot read what is in force."""
+
+    code = "state_unreadable"
+    status = 503
+
+
+class StorageError(ServerError):
+    """The server cannot write it; nothing is changed."""
+
+    code = "storage_unavailable"
+    status = 507
+
+
 class ModelFailedError(ServerError):
     """The model failed on input that fits its signature."""
 
@@ -192,6 +236,12 @@ class BusyError(NotReadyError):
     """As many connections are open as may be; every try met that."""
 
     code = "busy"
+
+
+class NoMemoryError(NotReadyError):
+    """Opening the version would take more memory than there is for it."""
+
+    code = "no_memory"
 
 
 class VersionRefusedError(NotReadyError):
@@ -229,6 +279,12 @@ ERRORS: tuple[type[ClientError], ...] = (
     BadRequestError,
     TensorError,
     InputRefusedError,
+    ChangeRefusedError,
+    ProtectedError,
+    ConflictError,
+    PreconditionError,
+    StateError,
+    StorageError,
     HostError,
     UnauthenticatedError,
     ForbiddenError,
@@ -246,6 +302,7 @@ ERRORS: tuple[type[ClientError], ...] = (
     ModelFailedError,
     NotReadyError,
     BusyError,
+    NoMemoryError,
     VersionRefusedError,
     UnsupportedError,
     DeadlineError,

@@ -30,11 +30,13 @@ from gateway.client.errors import (
     error_of,
 )
 from gateway.client.wire import (
+    Change,
     Metadata,
     Prediction,
     of_column,
     of_list,
     read_answer,
+    read_change,
     write_binary,
     write_json,
 )
@@ -114,6 +116,29 @@ class _Deadline:
     @property
     def left_s(self) -> float:
         return self.ends - time.monotonic()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """How a change is made."""
+
+    message: str = ""
+    if_match: int | None = None
+    dry_run: bool = False
+    force: bool = False
+    take_over: bool = False
+    wait: bool = False
+    timeout_s: float | None = None
+
+
+def model_path(model: str, *more: str) -> str:
+    """The admin path of a model, and what is below it."""
+    return "/".join(["/admin/models", *(quote(part, safe="") for part in (model, *more))])
+
+
+def route_path(model: str) -> str:
+    """The admin path of a model's route."""
+    return f"/admin/routes/{quote(model, safe='')}"
 
 
 class Core:
@@ -282,6 +307,58 @@ class Core:
         path = f"/drift/{quote(model, safe='')}"
         value: dict[str, Any] = yield from self.json("GET", path, timeout_s, query=query)
         return value
+
+    def change(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        how: "How",
+    ) -> Steps[Change]:
+        """One change of what is in force.
+
+        Asked again as any call, since the same change twice changes nothing; but not under
+        `if_match`, which the first try may have made untrue.
+        """
+        query = {
+            name: "true"
+            for name, is_meant in (
+                ("dry_run", how.dry_run), ("force", how.force), ("take_over", how.take_over),
+            )
+            if is_meant
+        }  # fmt: skip
+        if how.message:
+            query["message"] = how.message
+        deadline = self.deadline(how.timeout_s)
+        if how.wait:
+            query |= {"wait": "applied", "timeout": f"{min(deadline.timeout_s * 0.9, 60):.3f}"}
+        headers = {"x-driftgate-via": "python", "content-type": "application/json"}
+        if how.if_match is not None:
+            headers["if-match"] = f'"{how.if_match}"'
+        got = yield from self.exchange(
+            method,
+            path,
+            deadline,
+            body=None if body is None else orjson.dumps(body),
+            headers=headers,
+            query=query,
+            retries=None if how.if_match is None else 0,
+        )
+        try:
+            return read_change(_json(got.body, self.url))
+        except (TypeError, KeyError, ValueError, AttributeError):
+            raise AnswerError(f"{self.url}: its answer to a change is none") from None
+
+    def history(
+        self, model: str | None, limit: int, timeout_s: float | None
+    ) -> Steps[list[dict[str, Any]]]:
+        """The newest revisions."""
+        query = {"limit": str(limit)} | ({} if model is None else {"model": model})
+        value = yield from self.json("GET", "/admin/revisions", timeout_s, query=query)
+        try:
+            return list(value["revisions"])
+        except (TypeError, KeyError):
+            raise AnswerError(f"{self.url}: its history is none") from None
 
     # -- inside
 

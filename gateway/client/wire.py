@@ -239,3 +239,41 @@ def _lenient(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         return json.loads(body)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What came of a change of what is in force."""
+
+    revision: int
+    """In force now; of a dry run: what would be."""
+    is_changed: bool
+    """Whether there was anything to change."""
+    diff: tuple[str, ...]
+    """A line for each thing that is different."""
+    moved: Mapping[str, float]
+    """By model: percent of its units that another version answers than before."""
+    undo: str
+    """The command that takes it back."""
+    is_applied: bool | None
+    """Whether all live workers have it in force; None: not waited for."""
+    laggards: tuple[str, ...]
+    """Workers that have not, each with the revision it has."""
+
+
+def read_change(value: Any) -> Change:
+    """The answer to a change.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError : it is none.
+    """
+    return Change(
+        int(value["revision"]),
+        bool(value["changed"]),
+        tuple(value["diff"]),
+        dict(value["moved"]),
+        str(value["undo"]),
+        value.get("applied"),
+        tuple(value.get("laggards", ())),
+    )

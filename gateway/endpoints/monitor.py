@@ -75,6 +75,10 @@ def version_of(plane: DataPlane, name: str, version: str | None) -> int:
     """
     model = plane.table.model(name)
     if version is None:
+        if model.champion is None and model.default is not None:
+            raise NotFoundError(
+                f"model {name!r} version {model.default} is not open: nobody has called it"
+            )
         if model.champion is None:
             raise VersionRefusedError(f"no version of model {name!r} could be opened")
         return model.champion.version

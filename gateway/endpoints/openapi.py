@@ -165,13 +165,17 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         "summary": endpoint.summary,
         "tags": [endpoint.scope],
     }
-    parameters = [
-        {"name": name, "in": "path", "required": True, "schema": _PATH_SCHEMAS.get(name, _TEXT)}
-        for name in _PARAMETER.findall(endpoint.path)
-    ] + [
-        {"name": name, "in": "query", "schema": _QUERY_SCHEMAS.get(name, _TEXT)}
-        for name in endpoint.query
-    ]
+    parameters = (
+        [
+            {"name": name, "in": "path", "required": True, "schema": _PATH_SCHEMAS.get(name, _TEXT)}
+            for name in _PARAMETER.findall(endpoint.path)
+        ]
+        + [
+            {"name": name, "in": "query", "schema": _QUERY_SCHEMAS.get(name, _TEXT)}
+            for name in endpoint.query
+        ]
+        + [{"name": name, "in": "header", "schema": _TEXT} for name in endpoint.headers]
+    )
     if parameters:
         operation["parameters"] = parameters
     if endpoint.body is not None:
@@ -322,8 +326,24 @@ _COUNT: Schema = {"type": "integer", "minimum": 0}
 _ANY: Schema = {"type": "object"}
 _NAME: Schema = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"}
 _VERSION: Schema = {"type": "string", "pattern": "^[1-9][0-9]*$"}
-_PATH_SCHEMAS: Mapping[str, Schema] = {"model": _NAME, "version": _VERSION}
+_NUMBER: Schema = {"type": "string", "pattern": "^(0|[1-9][0-9]{0,17})$"}
+_ALIAS: Schema = {"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9_-]{0,63}$"}
+_BOOLEAN: Schema = {"type": "boolean", "default": False}
+_PATH_SCHEMAS: Mapping[str, Schema] = {
+    "model": _NAME,
+    "version": _VERSION,
+    "revision": _NUMBER,
+    "alias": _ALIAS,
+}
 _QUERY_SCHEMAS: Mapping[str, Schema] = {
+    "against": _NUMBER,
+    "dry_run": _BOOLEAN,
+    "force": _BOOLEAN,
+    "take_over": _BOOLEAN,
+    "wait": {"const": "applied"},
+    "timeout": {"type": "number", "minimum": 0, "maximum": 60, "default": 10},
+    "limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 50},
+    "message": {"type": "string", "maxLength": 1000},
     "model": _NAME,
     "version": _VERSION,
     "window": {"enum": list(WINDOWS), "default": "last"},
@@ -435,6 +455,25 @@ _ALARM = _object({
     "since": {"type": "number"},
     "runbook": _TEXT,
 })  # fmt: skip
+
+_INSISTING: dict[str, Schema] = {
+    "message": {"type": "string", "maxLength": 1000, "description": "Why."},
+    "force": _BOOLEAN,
+    "take_over": _BOOLEAN,
+}
+_ENTRY = _object({
+    "revision": _COUNT, "time": _TEXT, "actor": _TEXT, "via": _TEXT, "message": _TEXT,
+    "diff": _list_of(_TEXT),
+})  # fmt: skip
+
+
+def _change(
+    required: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None
+) -> Content:
+    """The body of a change."""
+    schema = _object(required, {**(optional or {}), **_INSISTING})
+    return Content(JSON, {**schema, "additionalProperties": False})
+
 
 CONTENTS: Mapping[str, Content] = {
     **{f"Data.{kind}": Content(JSON, _nested(kind, element)) for kind, element in _DATA.items()},
@@ -551,6 +590,36 @@ CONTENTS: Mapping[str, Content] = {
         also=("text/csv",),
     ),
     "TableAnswer": Content(JSON, _object({"predictions": {}})),
+    "State": Content(JSON, _object({
+        "revision": _COUNT,
+        "models": {"type": "object", "additionalProperties": _ANY},
+        "workers": _list_of(_ANY),
+    })),
+    "Revisions": Content(
+        JSON, _object({"revisions": _list_of(_ENTRY), "problems": _list_of(_TEXT)})
+    ),
+    "Revision": Content(JSON, _object(
+        {"revision": _COUNT, "parent": _COUNT, "parent_digest": _TEXT, "diff": _list_of(_TEXT)},
+        {"format": _COUNT, "models": {"type": "object", "additionalProperties": _ANY}},
+    )),
+    "VersionRequest": _change({"version": {"type": "integer", "minimum": 1}}),
+    "ChangeRequest": _change({}),
+    "RestoreRequest": _change({}, {"model": _NAME}),
+    "Route": Content(JSON, _ANY, also=("application/yaml",)),
+    "Routes": Content(
+        JSON, {"type": "object", "additionalProperties": _ANY}, also=("application/yaml",)
+    ),
+    "Changed": Content(JSON, _object(
+        {
+            "revision": _COUNT,
+            "changed": {"type": "boolean"},
+            "dry_run": {"type": "boolean"},
+            "diff": _list_of(_TEXT),
+            "moved": {"type": "object", "additionalProperties": {"type": "number"}},
+            "undo": _TEXT,
+        },
+        {"applied": {"type": "boolean"}, "laggards": _list_of(_TEXT)},
+    )),
     "Adopting": Content(
         JSON, _object({"model": _NAME, "version": _COUNT, "adopting": _ANY})
     ),

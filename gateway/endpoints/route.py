@@ -45,13 +45,15 @@ _QUERY_MAX = 1024
 class Endpoint:
     """One path and verb."""
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
     scope: Scope
     handler: Handler | Raw
     summary: str
     query: tuple[str, ...] = ()
     """Names of the query's parameters."""
+    headers: tuple[str, ...] = ()
+    """Names of headers that mean something here only."""
     body: str | None = None
     """What it takes, by its name in `openapi.CONTENTS`; None: nothing."""
     answer: str = "Any"
@@ -198,20 +200,13 @@ def query(request: Request, *known: str) -> dict[str, str]:
 
 
 async def json_object(request: Request) -> dict[str, Any]:
-    """A small JSON object as body.
+    """A small JSON object as body; no body at all is an empty one.
 
     Raises
     ------
     BadRequestError, TooLargeError, ClientGoneError
     """
-    body = b""
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > _BODY_BYTES_MAX:
-                raise TooLargeError(f"the body is longer than {_BODY_BYTES_MAX} bytes")
-    except ClientDisconnect:
-        raise ClientGoneError("the client hung up") from None
+    body = await body_bytes(request, _BODY_BYTES_MAX)
     try:
         value = orjson.loads(body or b"{}")
     except orjson.JSONDecodeError as error:
@@ -219,3 +214,21 @@ async def json_object(request: Request) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadRequestError("the body must be a JSON object")
     return value
+
+
+async def body_bytes(request: Request, bytes_max: int) -> bytes:
+    """The body, if it is not too long.
+
+    Raises
+    ------
+    TooLargeError, ClientGoneError
+    """
+    body = b""
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > bytes_max:
+                raise TooLargeError(f"the body is longer than {bytes_max} bytes")
+    except ClientDisconnect:
+        raise ClientGoneError("the client hung up") from None
+    return body

@@ -126,6 +126,20 @@ def test_a_child_that_dies_is_a_refusal(
         admission.admit(put(tmp_path, models.identity()), Bounds(seconds=2.0))
 
 
+def test_the_child_is_told_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys may be in the environment of a server."""
+    monkeypatch.setenv("DRIFTGATE_KEYS", "secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    code = (
+        "import os; text = ' '.join(k for k, v in os.environ.items() if v == 'secret');"
+        "os.write(1, b'{\"refused\": \"told: [' + text.encode() + b']\"}')"
+    )
+    monkeypatch.setattr(admission, "_CHILD", ("-c", code))
+
+    with pytest.raises(VersionRefusedError, match=r"told: \[\]"):
+        admission.admit(put(tmp_path, models.identity()))
+
+
 def links(directory: Path) -> Iterator[str]:
     """Names of files of weights that are, each in its way, a file from elsewhere."""
     secret = directory.parent / "secret"

@@ -333,6 +333,50 @@ def test_two_at_once_each_get_a_number(tmp_path: Path, registry: Path) -> None:
     assert staged(registry) == []
 
 
+MANY = """
+import sys
+from pathlib import Path
+from gateway import admission
+from gateway.admission import Admitted
+from gateway.publisher import publish
+from registry.manifest import Runtime, SignatureEntry
+
+admission.admit = lambda _: Admitted(SignatureEntry((), ()), Runtime(), 0.1, 0.1, 1, ())
+print("ready", flush=True)
+sys.stdin.readline()
+for source in sorted(Path(sys.argv[2]).iterdir()):
+    made = publish(Path(sys.argv[1]), "fraud", source)
+    print(source.name, made.version, int(made.is_new), flush=True)
+"""
+
+
+def test_processes_that_publish_at_once_agree(tmp_path: Path, registry: Path) -> None:
+    """Three processes, the same six files in the same order: six versions, each new to one."""
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    for k in range(6):
+        put(sources, models.constant(k), f"{k}.onnx")
+    command = [sys.executable, "-c", MANY, str(registry), str(sources)]
+    started = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    lines = [line.split() for process in started for line in process.communicate()[0].splitlines()]
+
+    assert len(lines) == 18
+    assert len({(name, number) for name, number, _ in lines}) == 6
+    assert [is_new for _, _, is_new in lines].count("1") == 6
+    assert sorted(whole(registry)) == [1, 2, 3, 4, 5, 6]
+    assert staged(registry) == []
+
+
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path

@@ -89,8 +89,10 @@ class Demo:
         return self.process.wait(max(1, deadline - time.monotonic()))
 
     def server(self) -> int:
-        """The process id of its server."""
-        found = [pid for pid in running() if str(self.process.pid).encode() in running()[pid]]
+        """The process id of its server: of the supervisor, the only child of the demo."""
+        demo_pid = self.process.pid
+        children = Path(f"/proc/{demo_pid}/task/{demo_pid}/children").read_text("ascii").split()
+        found = [pid for pid in running() if str(pid) in children]
         assert len(found) == 1, running()
         return found[0]
 
