@@ -6,6 +6,7 @@ unless `wait_s_max` says so. The batcher gets a function to run and knows no run
 """
 
 import asyncio
+import contextlib
 import math
 import threading
 import time
@@ -23,6 +24,7 @@ from gateway.errors import (
     TooLargeError,
 )
 from gateway.tensors import Array, stack
+from gateway.watchdog import Watchdog
 
 Run = Callable[[list[Array]], list[Array]]
 Observe = Callable[[list[Array], list[Array], int], None]
@@ -32,6 +34,9 @@ _OVERRUN = 10
 """An inline run this many times longer than allowed is an overrun; two move the model."""
 _PROBATION_RUNS = 32
 """After a slow run, so many runs have their CPU time measured: was it the model or the machine?"""
+_STUCK_S = 5.0
+"""A run that nobody waits for and that has not ended so long after it was asked to never will."""
+_ASK_S = 0.5
 
 
 class _Waiting:
@@ -72,7 +77,8 @@ class BatchMeters:
     """What a batcher counts."""
 
     __slots__ = (
-        "gone", "late", "queue_s", "ran_at", "refused", "rows", "run_s", "shared_n", "shared_s",
+        "ended", "gone", "late", "queue_s", "ran_at", "refused", "rows", "run_s", "shared_n",
+        "shared_s",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +90,7 @@ class BatchMeters:
         refused: Counter,
         late: Counter,
         gone: Counter,
+        ended: Counter,
     ) -> None:
         self.queue_s = queue_s
         self.run_s = run_s
@@ -91,6 +98,7 @@ class BatchMeters:
         self.refused = refused
         self.late = late
         self.gone = gone
+        self.ended = ended
         self.ran_at = 0.0
         """When the newest batch started, by `time.monotonic`; 0: none has."""
         self.shared_n = 0
@@ -108,6 +116,9 @@ class Batcher:
     can_batch : whether rows of several requests may share a run
     is_inline : run on the event loop; else on one thread of its own
     rows_max : rows in one batch; a larger request is split when it can be batched
+    stop : asks the run under way to end, from any thread; None: it cannot be ended
+    watchdog : looks after runs on the event loop
+    on_stuck : told when a run does not end although it was asked to
     """
 
     def __init__(
@@ -125,6 +136,9 @@ class Batcher:
         meters: BatchMeters,
         has_free_axes: bool = False,
         observe: Observe | None = None,
+        stop: Callable[[], None] | None = None,
+        watchdog: Watchdog | None = None,
+        on_stuck: Callable[[], None] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._run = run
@@ -152,6 +166,20 @@ class Batcher:
         self._overruns = 0
         self._batches: SimpleQueue[tuple[list[_Part], list[Array]] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._stop = stop
+        self._watchdog = watchdog
+        self._on_stuck = on_stuck
+        self._is_ending = False
+        self._is_stuck = False
+        self._asked_at = 0.0
+        self._asking: asyncio.TimerHandle | None = None
+        if watchdog is not None and is_inline:
+            watchdog.start()
+
+    @property
+    def ran_at(self) -> float:
+        """When the newest batch started, by `time.monotonic`."""
+        return self._meters.ran_at
 
     @property
     def is_busy(self) -> bool:
@@ -177,6 +205,8 @@ class Batcher:
             raise self._no_room(rows)
         if self._is_closed:
             raise NotReadyError(f"model {self.model!r} version {self.version} is being closed")
+        if self._is_stuck:
+            raise self._stuck()
         future: asyncio.Future[list[Array]] = self._loop.create_future()
         now = time.monotonic()
         key = tuple(array.shape[1:] for array in inputs) if self._has_free_axes else None
@@ -202,7 +232,13 @@ class Batcher:
             await asyncio.wait(waiting)
         if self._sweep is not None:
             self._sweep.cancel()
-        if self._thread is not None:
+        while self._is_running and not self._is_stuck:  # For nobody: whoever waited has hung up.
+            if not self._is_ending:
+                self._end_run()
+            await asyncio.sleep(0.02)
+        if self._asking is not None:
+            self._asking.cancel()
+        if self._thread is not None and not self._is_stuck:
             self._batches.put(None)
             await asyncio.to_thread(self._thread.join)
 
@@ -223,9 +259,13 @@ class Batcher:
         self._meters.ran_at = now
         if self.is_inline:
             self._run_inline(batch, inputs)
-            if self._queue:
+            if self._queue and not self._is_running:
                 self._dispatch_at = self._loop.call_soon(self._dispatch)
             return
+        self._hand_over(batch, inputs)
+
+    def _hand_over(self, batch: list[_Part], inputs: list[Array]) -> None:
+        """Let the session's own thread run a batch."""
         self._is_running = True
         self._in_flight = [waiting for waiting, _, _ in batch]
         if self._thread is None:
@@ -276,8 +316,18 @@ class Batcher:
         is_watched = self._probation > 0
         cpu = time.thread_time() if is_watched else 0.0
         start = time.perf_counter()
-        outcomes, stacks = self._outcomes(batch, inputs)
+        if (watchdog := self._watchdog) is not None:
+            watchdog.holder = self
+            outcomes, stacks = self._outcomes(batch, inputs)
+            watchdog.holder = None
+        else:
+            outcomes, stacks = self._outcomes(batch, inputs)
         run_s = time.perf_counter() - start
+        if self._is_ending:
+            # It held the loop for too long: it runs again where it holds up nobody else.
+            self._is_ending, self.is_inline = False, False
+            self._hand_over(batch, inputs)
+            return
         self._settle(batch, outcomes, stacks, run_s)
         if is_watched:
             self._probation -= 1
@@ -294,7 +344,8 @@ class Batcher:
             start = time.perf_counter()
             outcomes, stacks = self._outcomes(*work)
             run_s = time.perf_counter() - start
-            self._loop.call_soon_threadsafe(self._finish, work[0], outcomes, stacks, run_s)
+            with contextlib.suppress(RuntimeError):  # It took so long that the loop has ended.
+                self._loop.call_soon_threadsafe(self._finish, work[0], outcomes, stacks, run_s)
 
     def _outcomes(
         self, batch: list[_Part], inputs: list[Array]
@@ -306,13 +357,13 @@ class Batcher:
             if len(batch) > 1 and any(array.shape[:1] != (rows,) for array in outputs):
                 raise ModelFailedError("an output has not one row for each row of the inputs")  # noqa: TRY301  handled like any failure of a batch
         except Exception as error:  # noqa: BLE001  whatever it was, every future must be settled
-            if len(batch) > 1:
+            if len(batch) > 1 and not self._is_ending:
                 again = [self._outcomes([part], self._stacked([part])) for part in batch]
                 return [one for ran, _ in again for one in ran], [s for _, ss in again for s in ss]
             if isinstance(error, GatewayError):
-                return [error], []
+                return [error] * len(batch), []
             kind = type(error).__name__
-            return [ModelFailedError(f"the model failed on this input ({kind})")], []
+            return [ModelFailedError(f"the model failed on this input ({kind})")] * len(batch), []
         stacks: list[_Stack] = [(inputs, outputs, rows)]
         if len(batch) == 1:
             return [outputs], stacks
@@ -333,8 +384,11 @@ class Batcher:
         stacks: Sequence[_Stack],
         run_s: float,
     ) -> None:
-        self._is_running = False
+        self._is_running = self._is_ending = self._is_stuck = False
         self._in_flight = []
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
         self._settle(batch, outcomes, stacks, run_s)
         if self._queue and self._dispatch_at is None:
             self._dispatch()
@@ -390,6 +444,47 @@ class Batcher:
         self._sweep, self._sweep_time = None, math.inf
         if following < math.inf:
             self._sweep_by(following, now)
+        if (
+            self._is_running
+            and not self._is_ending
+            and all(waiting.future.done() for waiting in self._in_flight)
+        ):
+            self._end_run()
+
+    # -- runs that nobody waits for
+
+    def interrupt(self) -> None:
+        """End a run that holds the loop; it is run again on a thread. For the watchdog's thread."""
+        if self._stop is not None:
+            self._is_ending = True
+            self._stop()
+
+    def _end_run(self) -> None:
+        """Ask the run under way to end, again and again: a flag set too early would be missed."""
+        if self._stop is None:
+            return
+        now = time.monotonic()
+        if not self._is_ending:
+            self._is_ending, self._asked_at = True, now
+            self._meters.ended.add()
+        if now - self._asked_at < _STUCK_S:
+            self._stop()
+            self._asking = self._loop.call_later(_ASK_S, self._end_run)
+            return
+        self._is_stuck, self._asking = True, None
+        while self._queue:
+            waiting = self._queue.popleft()
+            if not waiting.future.done():
+                waiting.future.set_exception(self._stuck())
+        self.rows_queued = 0
+        if self._on_stuck is not None:
+            self._on_stuck()
+
+    def _stuck(self) -> GatewayError:
+        return NotReadyError(
+            f"model {self.model!r} version {self.version}: a run of it does not end; retry while"
+            " the process that holds it is replaced"
+        )
 
     def _drop(self, waiting: _Waiting) -> None:
         if waiting.future.cancelled():

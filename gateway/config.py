@@ -190,11 +190,17 @@ class RuntimeConfig:
     inline_s_max: float = 0.0001
     """A model whose fullest batch ran faster than this at warm-up runs on the event loop; every
     other request waits that long at most. 0: every model has a thread of its own."""
+    arena_bytes_max: int = 1 << 30
+    """Memory that the runs of all models of a worker may take together, beside their weights; a run
+    that wants more fails. 0: no bound."""
 
     def __post_init__(self) -> None:
         _refuse(
             _at_least("runtime.intra_op_threads", self.intra_op_threads, 1),
             _within("runtime.inline_s_max", self.inline_s_max, 0, 0.01),
+            _at_least("runtime.arena_bytes_max", self.arena_bytes_max, 16 << 20)
+            if self.arena_bytes_max
+            else None,
         )
 
 

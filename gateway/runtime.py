@@ -5,6 +5,7 @@ share a run, whether that pays, and whether a run is shorter than a hop to anoth
 """
 
 import ctypes
+import functools
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -75,6 +76,11 @@ class Session:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # what goes wrong is raised, and said once, by us
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if config.arena_bytes_max:
+            _share_arena(config.arena_bytes_max)
+            options.add_session_config_entry("session.use_env_allocators", "1")
+            # Weights are no part of what runs take: they come and go with their session.
+            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         try:
             self._session = onnxruntime.InferenceSession(
                 str(file), options, providers=["CPUExecutionProvider"]
@@ -89,6 +95,7 @@ class Session:
             raise VersionRefusedError("cannot be served: it takes no input")
         self._names = [spec.name for spec in self.signature.inputs]
         kinds = [spec.datatype for spec in self.signature.inputs]
+        self._options = onnxruntime.RunOptions()
         self._run = self._session.run
         if "BF16" in kinds or any(spec.datatype == "BF16" for spec in self.signature.outputs):
             if "BYTES" in kinds:
@@ -105,16 +112,27 @@ class Session:
         InputRefusedError : the model refuses these values.
         ModelFailedError : the model failed on them.
         """
+        self._options.terminate = False
+        given = dict(zip(self._names, arrays, strict=True))
         try:
-            outputs: list[Array] = self._run(None, dict(zip(self._names, arrays, strict=True)))
+            outputs: list[Array] = self._run(None, given, self._options)
         except Exception as error:  # noqa: BLE001  onnxruntime's errors share no base class
             raise _failure(error) from None
         return outputs
 
-    def _run_values(self, _: None, arrays: dict[str, Array]) -> list[Array]:
+    def stop(self) -> None:
+        """Ask the run under way to end; from any thread.
+
+        It ends between two operators, in loops between two rounds; never inside a kernel.
+        """
+        self._options.terminate = True
+
+    def _run_values(
+        self, _: None, arrays: dict[str, Array], options: onnxruntime.RunOptions
+    ) -> list[Array]:
         """Run on values of onnxruntime's own: numpy has no bfloat16, and `run` takes only numpy."""
         given = {name: _value(np.ascontiguousarray(array)) for name, array in arrays.items()}
-        values = self._session.run_with_ort_values(None, given)
+        values = self._session.run_with_ort_values(None, given, options)
         return [
             _bits(value) if spec.datatype == "BF16" else value.numpy()
             for spec, value in zip(self.signature.outputs, values, strict=True)
@@ -202,6 +220,19 @@ class Session:
         return fastest
 
 
+@functools.cache
+def _share_arena(bytes_max: int) -> None:
+    """Let all sessions of this process take the memory of their runs from one bounded arena."""
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu",
+        onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+        0,
+        onnxruntime.OrtMemType.DEFAULT,
+    )
+    limits = onnxruntime.OrtArenaCfg({"max_mem": bytes_max})
+    onnxruntime.create_and_register_allocator(memory, limits)
+
+
 def _value(array: Array) -> Any:
     if array.dtype != BFLOAT16:
         return onnxruntime.OrtValue.ortvalue_from_numpy(array)
@@ -273,6 +304,11 @@ def _failure(error: Exception) -> InputRefusedError | ModelFailedError:
     kind = type(error).__name__
     operator = re.search(r"running (\w+) node", str(error))
     where = f" in its operator {operator[1]}" if operator else ""
+    if re.search(r"smaller than requested bytes|Failed to allocate memory|bad_alloc", str(error)):
+        return ModelFailedError(
+            f"the model wants more memory for this input{where} than its runs may take"
+            " (runtime.arena_bytes_max)"
+        )
     if kind == "InvalidArgument":
         return InputRefusedError(
             f"the model refuses these values{where}: they fit its signature, but not its graph"

@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from gateway import loader, memory
@@ -48,6 +49,7 @@ from gateway.telemetry import (
     OBSERVER_ERRORS,
     QUEUE_SECONDS,
     RUN_SECONDS,
+    RUNS_ENDED,
     SHED,
     SWAPS,
     TAP_DROPPED,
@@ -55,6 +57,7 @@ from gateway.telemetry import (
     event,
 )
 from gateway.tensors import DTYPES, Array, n_bytes
+from gateway.watchdog import Watchdog
 from monitors import Profile
 from registry import catalog, trust, workers
 from registry.catalog import Catalog, Reader, VersionFiles
@@ -121,6 +124,7 @@ class Sync:
         # Counts outlive a version that is closed and opened again: they never go backwards.
         self._work: dict[Key, BatchMeters] = {}
         self._meters: dict[Key, Meters] = {}
+        self._watchdog = Watchdog()
         self._opening = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
         self._left = asyncio.Event()
@@ -180,6 +184,7 @@ class Sync:
             await asyncio.gather(self._watching, return_exceptions=True)
         batchers = list(self._batchers.values())
         await asyncio.gather(*(batcher.close() for batcher in batchers), *self._closing)
+        self._watchdog.stop()
         workers.forget(self._config.state_path, self._heartbeat().name)
 
     async def _watch(self) -> None:
@@ -662,6 +667,7 @@ class Sync:
                 refused=telemetry.counter(SHED, *labels, "queue_full"),
                 late=telemetry.counter(SHED, *labels, "deadline_exceeded"),
                 gone=telemetry.counter(SHED, *labels, "client_gone"),
+                ended=telemetry.counter(RUNS_ENDED, *labels),
             )
         observe = self._tapped(name, version, signature)
         batcher = Batcher(
@@ -677,6 +683,9 @@ class Sync:
             has_free_axes=any(-1 in spec.row_shape for spec in signature.inputs),
             observe=observe if self._plane.sample >= 1 else None,
             meters=self._work[name, version],
+            stop=session.stop,
+            watchdog=self._watchdog,
+            on_stuck=partial(self._replace_process, name, version),
         )
         self._batchers[name, version] = batcher
         variant = Variant(
@@ -690,6 +699,12 @@ class Sync:
         )
         weakref.finalize(variant, self._release, (name, version), batcher)
         return variant
+
+    def _replace_process(self, name: str, version: int) -> None:
+        """A run does not end: only the end of its process ends it."""
+        event("run_stuck", logging.ERROR, model=name, version=version)
+        if self._plane.recycle is not None:
+            self._plane.recycle("run_stuck")
 
     def _tapped(self, name: str, version: int, signature: Signature) -> Observe:
         """Offers to the tap what ran: whole runs, whose rows are stacked already, or requests."""

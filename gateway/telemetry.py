@@ -116,6 +116,14 @@ SHED = _declare(
         (*_VERSION, "reason"),
     )
 )
+RUNS_ENDED = _declare(
+    Family(
+        "driftgate_runs_ended_total",
+        "counter",
+        "Runs that were asked to end, because nobody waited for them any more.",
+        _VERSION,
+    )
+)
 TAP_DROPPED = _declare(
     Family("driftgate_tap_dropped_rows_total", "counter", "Rows lost to a full tap.", _VERSION)
 )

@@ -245,6 +245,75 @@ def slow(rows: int | None = None, n_rounds: int = 500) -> bytes:
     )
 
 
+def rounds() -> bytes:
+    """The number itself, after going round so many times: some inputs take for ever."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["goes_on"], ["still"]),
+            helper.make_node("Add", ["before", "before"], ["after"]),
+        ],
+        "round",
+        [
+            helper.make_tensor_value_info("k", TensorProto.INT64, []),
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("before", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.FLOAT, None),
+        ],
+    )
+    return _model(
+        [
+            helper.make_node("ReduceMax", ["n"], ["most"], keepdims=0),
+            helper.make_node("Loop", ["most", "always", "zero"], ["end"], body=body),
+            helper.make_node("Cast", ["n"], ["number"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["number", "end"], ["y"]),
+        ],
+        [_info("n", "INT64", ("n",))],
+        [_info("y", "FP32", ("n",))],
+        {"always": np.array(1, np.bool_), "zero": np.array(0, np.float32)},
+    )
+
+
+def expansion() -> bytes:
+    """As many ones as it is told, added up: a short request can ask for any amount of memory."""
+    return _model(
+        [
+            helper.make_node("Expand", ["one", "n"], ["ones"]),
+            helper.make_node("ReduceSum", ["ones"], ["y"], keepdims=1),
+        ],
+        [_info("n", "INT64", (1,))],
+        [_info("y", "FP32", (1,))],
+        {"one": np.float32([1.0])},
+    )
+
+
+def one_long_kernel() -> bytes:
+    """So many boxes compared with each other in one operator, which nothing can end."""
+    return _model(
+        [
+            helper.make_node("Concat", ["one", "n", "four"], ["shape_of_boxes"], axis=0),
+            helper.make_node("Concat", ["one", "one", "n"], ["shape_of_scores"], axis=0),
+            helper.make_node("Expand", ["box", "shape_of_boxes"], ["boxes"]),
+            helper.make_node("Expand", ["score", "shape_of_scores"], ["scores"]),
+            helper.make_node(
+                "NonMaxSuppression", ["boxes", "scores", "n", "overlap"], ["selected"]
+            ),
+            helper.make_node("Shape", ["selected"], ["y"], start=0, end=1),
+        ],
+        [_info("n", "INT64", (1,))],
+        [_info("y", "INT64", (1,))],
+        {
+            "one": np.int64([1]),
+            "four": np.int64([4]),
+            "box": np.float32([[[0, 0, 1, 1]]]),
+            "score": np.float32([[[0.5]]]),
+            "overlap": np.float32([1.0]),
+        },
+    )
+
+
 def classifier_with_zipmap() -> bytes:
     """What a scikit-learn classifier exports by default: its answer is no tensor."""
     node = helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0, 1])

@@ -22,6 +22,7 @@ from gateway.errors import (
     TooLargeError,
 )
 from gateway.tensors import Array
+from gateway.watchdog import Watchdog
 
 
 class Session:
@@ -64,6 +65,7 @@ def batcher(run: Callable[[list[Array]], list[Array]], **changes: object) -> Bat
             refused=region.counter(),
             late=region.counter(),
             gone=region.counter(),
+            ended=region.counter(),
         ),
     }
     return Batcher(run, **{**settings_, **changes})  # type: ignore[arg-type]
@@ -428,3 +430,96 @@ def test_every_run_that_succeeds_is_shown_once_with_its_rows_stacked() -> None:
         ([10, 11, 12, 13], [11, 12, 13, 14], 4),
         ([14, 15], [15, 16], 2),
     ]
+
+
+# -- runs that do not come back
+
+
+class Endless:
+    """Runs until it is told to stop; deaf, it does not even then, but only when it is let go."""
+
+    def __init__(self, *, is_deaf: bool = False) -> None:
+        self.is_deaf = is_deaf
+        self.let_go = threading.Event()
+        self.told = threading.Event()
+        self.runs: list[str] = []
+
+    def __call__(self, inputs: list[Array]) -> list[Array]:
+        self.runs.append(threading.current_thread().name)
+        self.told.clear()
+        if inputs[0][0, 0] >= 0:
+            return [inputs[0] + 1]
+        over = self.let_go if self.is_deaf else self.told
+        assert over.wait(20)
+        raise ModelFailedError("ended")
+
+    def stop(self) -> None:
+        self.told.set()
+
+
+def test_a_run_that_nobody_waits_for_is_ended_and_the_next_one_runs() -> None:
+    """When the deadlines of all its requests are over; not before, and its parts run no more."""
+
+    async def scenario() -> tuple[list[object], float, list[Array]]:
+        model = Endless()
+        queue = batcher(model, is_inline=False, stop=model.stop)
+        start = time.monotonic()
+        late = await asyncio.gather(
+            queue.submit(rows(-1), 1, 0.05), queue.submit(rows(2), 1, 0.3), return_exceptions=True
+        )
+        took_s = time.monotonic() - start
+        after = await queue.submit(rows(7), 1, 10)
+        await queue.close()
+        assert len(model.runs) == 2
+        return list(late), took_s, after
+
+    late, took_s, after = asyncio.run(scenario())
+
+    assert [type(one) for one in late] == [DeadlineError, DeadlineError]
+    assert took_s >= 0.3
+    assert after[0].tolist() == [[8.0]]
+
+
+def test_a_run_that_holds_the_loop_is_ended_and_runs_again_on_a_thread() -> None:
+    """The requests in it are still answered: here in time to be late, with the loop free."""
+
+    async def scenario() -> tuple[list[str], object, bool]:
+        model, watchdog = Endless(), Watchdog(held_s_max=0.1)
+        queue = batcher(model, stop=model.stop, watchdog=watchdog)
+        answer = await asyncio.gather(queue.submit(rows(-1), 1, 0.9), return_exceptions=True)
+        await queue.close()
+        watchdog.stop()
+        return model.runs, answer[0], queue.is_inline
+
+    runs, answer, is_inline = asyncio.run(scenario())
+
+    assert runs == [threading.main_thread().name, "session m 1"]
+    assert isinstance(answer, DeadlineError)
+    assert not is_inline
+
+
+def test_a_run_that_does_not_end_is_told_and_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever waits behind it is refused at once, so that another process may answer."""
+    monkeypatch.setattr("gateway.batcher._STUCK_S", 0.1)
+    monkeypatch.setattr("gateway.batcher._ASK_S", 0.02)
+    stuck = threading.Event()
+
+    async def scenario() -> list[object]:
+        model = Endless(is_deaf=True)
+        queue = batcher(model, is_inline=False, stop=model.stop, on_stuck=stuck.set)
+        late = queue.submit(rows(-1), 1, 0.05)
+        await until(lambda: bool(model.runs))
+        behind = queue.submit(rows(1), 1, 10)
+        found = await asyncio.gather(late, behind, return_exceptions=True)
+        with pytest.raises(NotReadyError):
+            queue.submit(rows(1), 1, 10)
+        await queue.close()
+        model.let_go.set()
+        return list(found)
+
+    found = asyncio.run(scenario())
+
+    assert [type(one) for one in found] == [DeadlineError, NotReadyError]
+    assert stuck.is_set()
