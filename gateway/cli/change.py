@@ -105,22 +105,28 @@ def restore(
 def history(
     model: Annotated[str | None, typer.Argument(help="Only this one; nothing: all.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Revisions at most.")] = 20,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every digest, down to the first revision.")
+    ] = False,
     *,
     where: Where,
 ) -> None:
     """List who changed what, the newest first."""
-    found = _history(where, model, limit)
+    if verify and where.server:
+        raise BadRequestError("--verify reads the directory itself: leave --server out")
+    found = _history(where, model, limit, verify=verify)
     if where.as_json:
         output.print_json(found)
-        return
-    for entry in found["revisions"]:
+    for entry in [] if where.as_json else found["revisions"]:
         when = entry["time"][:19].replace("T", " ")
         why = f": {entry['message']}" if entry["message"] else ""
         typer.echo(f"{entry['revision']}  {when}  {entry['actor']} ({entry['via']}){why}")
         for line in entry["diff"]:
             typer.echo(f"    {line}")
-    for problem in found["problems"]:
+    for problem in [] if where.as_json else found["problems"]:
         typer.echo(f"note: {problem}", err=True)
+    if verify and found["problems"]:
+        raise typer.Exit(2)
 
 
 @takes(Where)
@@ -149,7 +155,9 @@ def diff(
         typer.echo(f"revisions {a} and {b} say the same")
 
 
-def _history(where: Where, model: str | None, limit: int) -> dict[str, Any]:
+def _history(
+    where: Where, model: str | None, limit: int, *, verify: bool = False
+) -> dict[str, Any]:
     from registry import changes
 
     if where.server:
@@ -157,7 +165,10 @@ def _history(where: Where, model: str | None, limit: int) -> dict[str, Any]:
         found: dict[str, Any] = where.call("GET", "/admin/revisions", query=query)
         return found
     entries, problems = where.read(
-        lambda revisions: (changes.log(revisions, limit, model), revisions.verify())
+        lambda revisions: (
+            changes.log(revisions, limit, model),
+            revisions.verify() if verify else list(revisions.problems),
+        )
     )
     return {
         "revisions": [

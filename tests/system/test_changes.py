@@ -237,6 +237,26 @@ def test_commands_say_the_same_with_and_without_a_server(running: Running) -> No
     assert again.stdout.startswith("nothing to change")
 
 
+def test_history_tells_what_was_changed_behind_its_back(tmp_path: Path) -> None:
+    """Exit code 2 with `--verify`; what is in force stays so."""
+    registry = tmp_path / "models"
+    for version in (1, 2):
+        models.put(registry, "m", version, models.constant(version))
+        driftgate("promote", "m", str(version), "-r", str(registry)).check_returncode()
+    first = registry / ".driftgate" / "revisions" / "00000001.json"
+    told = driftgate("history", "-r", str(registry), "--verify")
+    assert (told.returncode, told.stderr) == (0, "")
+
+    text = first.read_text().replace('"via": "cli"', '"via": "CLI"')
+    first.unlink()
+    first.write_text(text)
+
+    told = driftgate("history", "-r", str(registry), "--verify")
+    assert told.returncode == 2
+    assert "note: revision 1: was changed after revision 2 was written" in told.stderr
+    assert driftgate("diff", "2", "2", "-r", str(registry)).returncode == 0
+
+
 def test_route_files_go_through_both_ways_and_all_problems_are_listed(
     running: Running, tmp_path: Path
 ) -> None:
@@ -259,6 +279,33 @@ def test_route_files_go_through_both_ways_and_all_problems_are_listed(
     assert "did you mean split" in wrong.stderr
     assert command(running, "route", "delete", "fraud").returncode == 0
     assert driftgate("route", "get", "fraud", *local).returncode == 2
+
+
+def test_once_applied_everybody_is_answered_by_what_the_change_says(running: Running) -> None:
+    """`wait=applied` comes back when the next call meets the new champion, and undo the old one."""
+    http = running.http
+    x = {"name": "x", "datatype": "FP32", "shape": [1], "data": [0]}
+
+    def answered() -> float:
+        answer = http.post("/v2/models/fraud/infer", json={"inputs": [x]})
+        assert answer.status_code == 200, answer.text
+        data: float = answer.json()["outputs"][0]["data"][0]
+        return data
+
+    http.delete("/admin/routes/fraud")
+    for version in (1, 3, 2):
+        done = http.post("/admin/models/fraud/promote?wait=applied", json={"version": version})
+        assert (done.status_code, done.json()["applied"], done.json()["laggards"]) == (
+            200,
+            True,
+            [],
+        )
+        assert answered() == version
+    back = command(running, "rollback", "fraud", "--wait")
+    assert back.returncode == 0, back.stderr
+    assert "applied by all workers" in back.stdout
+    assert answered() == 3
+    assert http.get("/admin/state").json()["workers"][0]["observed"] == head(running).number
 
 
 def test_waiting_for_workers_tells_who_lags(running: Running) -> None:
@@ -290,8 +337,9 @@ def test_waiting_for_workers_tells_who_lags(running: Running) -> None:
 def test_the_python_client_makes_every_change_and_hears_of_conflicts(running: Running) -> None:
     """Sync and async are the same program."""
     with client.Client(running.server.url, key=running.key) as sync:
-        promoted = sync.promote("fraud", 3, message="from python")
-        assert promoted.is_changed
+        sync.promote("fraud", 1)
+        promoted = sync.promote("fraud", 3, message="from python", wait=True)
+        assert (promoted.is_changed, promoted.is_applied) == (True, True)
         assert head(running).via == "python"
         assert sync.history("fraud", limit=1)[0]["message"] == "from python"
         assert (
