@@ -9,10 +9,10 @@
     |- NotFoundError            404  no such model, version or path
     |- ProtectedError           409  a change that must be insisted on
     |- ConflictError            409  somebody else has changed the same meanwhile
+    |  `- AliasConflictError    409  a version was published, but somebody else moved the alias
     |- PreconditionError        412  another revision is in force than the change was meant for
     |- StateError               503  what is in force cannot be read
     |- VersionTakenError        409  another has the number that was asked for
-    |- AliasConflictError       409  published, but somebody else moved the alias
     |- VersionWithdrawnError    409  just these files must not be served again
     |- LabelsOffError           409  no predictions are kept, so labels would meet none
     |- MethodError              405  the path exists, the verb does not
@@ -141,6 +141,15 @@ class ConflictError(GatewayError):
     grpc_status = "ABORTED"
 
 
+class AliasConflictError(ConflictError):
+    """A version was published, and somebody else moved the alias meanwhile."""
+
+    def __init__(self, model: str, version: int, alias: str, why: str) -> None:
+        super().__init__(
+            f"{model} version {version} is published, but alias {alias!r} does not name it: {why}"
+        )
+
+
 class PreconditionError(GatewayError):
     """Another revision is in force than the change was meant for."""
 
@@ -228,19 +237,6 @@ class VersionTakenError(GatewayError):
         super().__init__(
             f"model {model!r}: there is a version {version} already, with other files;"
             " name another number, or none to take the next"
-        )
-
-
-class AliasConflictError(GatewayError):
-    """A version was published, and somebody else moved the alias meanwhile."""
-
-    code = "conflict"
-    status = 409
-    grpc_status = "ABORTED"
-
-    def __init__(self, model: str, version: int, alias: str, why: str) -> None:
-        super().__init__(
-            f"{model} version {version} is published, but alias {alias!r} does not name it: {why}"
         )
 
 

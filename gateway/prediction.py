@@ -14,6 +14,7 @@ from gateway.router import Meters, Table, Variant
 from gateway.tap import Tap
 from gateway.telemetry import REJECTED, Telemetry
 from gateway.tensors import Array
+from registry.catalog import VersionFiles
 
 _SMALL_BYTES = 256 * 1024
 """Larger bodies are decoded off the loop."""
@@ -49,6 +50,8 @@ class DataPlane:
         """Told to end: what still comes is answered, but no more is asked for."""
         self.open_version: Callable[[str, int], Awaitable[Variant]] | None = None
         """Opens a version that is in the registry but not in the table."""
+        self.find_files: Callable[[str, int], VersionFiles | None] | None = None
+        """Where a version's files are, and what its manifest says."""
         self.load_model: Callable[[str, int | None], Awaitable[Variant]] | None = None
         """Opens a version that is in the registry, also after its model was unloaded."""
         self.unload_model: Callable[[str], Awaitable[None]] | None = None

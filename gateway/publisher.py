@@ -61,6 +61,8 @@ class Published:
     """The revision in which the alias names it, if one was asked for."""
     moved: tuple[str, ...] = ()
     """What that revision changed."""
+    undo: str = ""
+    """The command that takes the revision back; the version stays."""
     flagged: tuple[str, ...] = ()
     """Operators that may take unbounded time or memory."""
 
@@ -311,7 +313,10 @@ def _named(
             f" name it: {error}"
         ) from None
     return replace(
-        made, revision=applied.revision.number, moved=applied.diff or ("nothing to change",)
+        made,
+        revision=applied.revision.number,
+        moved=applied.diff or ("nothing to change",),
+        undo=applied.undo,
     )
 
 

@@ -138,6 +138,7 @@ class Sync:
         self.degraded: dict[str, str] = {}
         """What does not work now, and why: `registry`, `state`, `heartbeat`, `changed`."""
         plane.open_version = self.open_version
+        plane.find_files = lambda name, version: self._files.get((name, version))
         plane.load_model = self.load_model
         plane.unload_model = self.unload_model
 

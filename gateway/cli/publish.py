@@ -73,6 +73,8 @@ def publish(  # noqa: PLR0917  typer reads options from the parameters
                 "problems": list(made.problems),
                 "flagged": list(made.flagged),
                 "revision": made.revision,
+                "diff": list(made.moved),
+                "undo": made.undo,
             }
         )
         return
@@ -87,7 +89,8 @@ def publish(  # noqa: PLR0917  typer reads options from the parameters
             err=True,
         )
     if made.revision is not None:
-        typer.echo(f"revision {made.revision}: {'; '.join(made.moved)}")
+        undo = f"          undo: {made.undo}" if made.undo else ""
+        typer.echo(f"revision {made.revision}: {'; '.join(made.moved)}{undo}")
 
 
 def _pairs(option: str, given: Sequence[str], *, is_json: bool) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.markup import escape
@@ -29,9 +30,15 @@ def show(
     target: _Target,
     registry: places.Registry = places.REGISTRY,
     state_dir: places.State = None,
+    server: Annotated[
+        str | None, typer.Option(help="Ask a running server what it made of them.")
+    ] = None,
     as_json: places.AsJSON = False,
 ) -> None:
     """Show a model's versions, or all that is known of one version."""
+    if server is not None:
+        _show_served(server, target, as_json=as_json)
+        return
     found = places.look(registry)
     head = _head(places.state_of(registry, state_dir))
     model, _, rest = target.partition("@")
@@ -248,6 +255,28 @@ def withdraw(
     undo = f"rm {registry / model}/{catalog.WITHDRAWN}{version}"
     again = "" if is_new else " before"
     typer.echo(f"{model} version {version} was withdrawn{again}          undo: {undo}")
+
+
+def _show_served(server: str, target: str, *, as_json: bool) -> None:
+    from gateway.outgoing import call
+
+    model, _, rest = target.partition("@")
+    path = f"/admin/models/{quote(model, safe='')}"
+    about = call(server, "GET", f"{path}/versions/{quote(rest, safe='')}" if rest else path)
+    if as_json:
+        output.print_json(about)
+        return
+    for version in about["versions"] if not rest else [about]:
+        answers = " (answers)" if about.get("champion") == version["version"] else ""
+        reason = f": {version['reason']}" if version["reason"] else ""
+        typer.echo(f"{model} version {version['version']}: {version['state']}{answers}{reason}")
+        if version.get("runs"):
+            typer.echo(f"  runs {version['runs']}, batched {version['batched']}")
+    if rest and about["manifest"] is not None:
+        described = about["manifest"]
+        typer.echo(f"  {described['digest']}")
+        for key, value in {**described["lineage"], **described["tags"]}.items():
+            typer.echo(f"  {key}: {_plain(value)}")
 
 
 def resolve(found: Catalog, head: Revision, target: str) -> VersionFiles:

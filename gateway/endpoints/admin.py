@@ -2,15 +2,17 @@
 
 from typing import Any
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.endpoints.monitor import version_of
 from gateway.endpoints.route import Endpoint, JSONAnswer, json_object, query
-from gateway.errors import BadRequestError, shown
+from gateway.errors import BadRequestError, VersionNotFoundError, shown
 from gateway.observer import Observer
 from gateway.prediction import DataPlane
 from gateway.router import Model
+from registry import names
 
 
 def endpoints(plane: DataPlane, observer: Observer) -> list[Endpoint]:
@@ -23,6 +25,20 @@ def endpoints(plane: DataPlane, observer: Observer) -> list[Endpoint]:
     async def model(request: Request) -> Response:
         query(request)
         return JSONAnswer(_about(plane.table.model(request.path_params["model"])))
+
+    async def one_version(request: Request) -> Response:
+        query(request)
+        name = request.path_params["model"]
+        model = plane.table.model(name)
+        text = request.path_params["version"]
+        number = names.version(text)
+        if number is None or number not in model.versions:
+            raise VersionNotFoundError(name, text, model.versions)
+        (about,) = [each for each in _about(model)["versions"] if each["version"] == number]
+        files = None if plane.find_files is None else plane.find_files(name, number)
+        described = None if files is None else files.manifest
+        manifest = None if described is None else orjson.Fragment(described.to_json())
+        return JSONAnswer({"model": name, **about, "manifest": manifest})
 
     async def adopt(request: Request) -> Response:
         given = await json_object(request)
@@ -42,6 +58,8 @@ def endpoints(plane: DataPlane, observer: Observer) -> list[Endpoint]:
         Endpoint("GET", "/admin/models", "admin", models, "Models and versions.",
                  answer="AdminModels"),
         Endpoint("GET", one, "admin", model, "One model.", answer="AdminModel"),
+        Endpoint("GET", one + "/versions/{version}", "admin", one_version,
+                 "One version: its state here, and its manifest.", answer="AdminVersion"),
         Endpoint("POST", one + "/reference", "admin", adopt,
                  "Adopt the next served rows as the reference profile.",
                  body="AdoptRequest", answer="Adopting", status=202),

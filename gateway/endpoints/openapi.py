@@ -558,6 +558,15 @@ CONTENTS: Mapping[str, Content] = {
     ),
     "AdminModels": Content(JSON, _object({"models": _list_of(_ABOUT_MODEL)})),
     "AdminModel": Content(JSON, _ABOUT_MODEL),
+    "AdminVersion": Content(
+        JSON,
+        {
+            "allOf": [
+                _ABOUT_VERSION,
+                _object({"model": _NAME, "manifest": {"type": ["object", "null"]}}),
+            ]
+        },
+    ),
     "AdoptRequest": Content(
         JSON,
         {

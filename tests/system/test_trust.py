@@ -48,6 +48,18 @@ def test_only_versions_that_a_trusted_key_signed_are_served(tmp_path: Path) -> N
             assert reason in said
             assert str(tmp_path) not in said
         assert answered(server) == (200, "1")
+        with server.client() as http:
+            refused = http.get("/admin/models/fraud/versions/2").json()
+            assert (refused["state"], refused["manifest"]["version"]) == ("refused", 2)
+            assert http.get("/admin/models/fraud/versions/4").json()["manifest"] is None
+            assert http.get("/admin/models/fraud/versions/9").status_code == 404
+        shown = subprocess.run(
+            [DRIFTGATE, "show", "fraud@3", "--server", server.url],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        assert shown.startswith("fraud version 3: refused: is not trusted: it is not signed")
 
         publish(registry, "fraud", put(tmp_path, 5), sign=ours)
         wait_until(lambda: answered(server) == (200, "5"), "5 answers")
