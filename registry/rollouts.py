@@ -9,12 +9,14 @@ takes weight from the candidate, needs nothing, and always succeeds.
 
 import math
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 
 from registry import buckets, routes
+from registry.changes import Known, Models, SetRollout, managed
 from registry.errors import RolloutError
 from registry.revisions import ModelState
 from registry.routes import CHAMPION, Part, Percent, Route, Shadow, Share
@@ -229,6 +231,22 @@ class Rollout(Part, frozen=True):
         if self.at == "step":
             return self.plan.steps[self.step].weight
         return {"baking": 100 - self.plan.hold_back, "done": 100}.get(self.at, 0)
+
+
+def _unchanged(state: ModelState) -> ModelState:
+    return state
+
+
+@dataclass(frozen=True, slots=True)
+class Roll(SetRollout):
+    """A transition of a rollout as a change, so that it goes through the one door."""
+
+    move: Callable[[ModelState], ModelState] = _unchanged
+    """From the state of a managed model to the next."""
+
+    def __call__(self, models: Models, known: Known) -> Models:
+        """The models after it."""
+        return {**models, self.model: self.move(managed(models, self.model, known))}
 
 
 def parse_plan(value: object) -> Plan:

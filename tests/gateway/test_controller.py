@@ -1,0 +1,339 @@
+"""Rollouts in process: two workers' exposures, one controller, and the revisions it writes.
+
+Requests are drawn here as the gateway would: a sticky unit, the candidate with its weight.
+"""
+
+# ruff: noqa: ARG002, ARG005  stand-ins take what they are given
+import json
+import signal
+import subprocess
+import sys
+from random import Random
+
+import numpy as np
+import pytest
+
+from gateway.controller import Controller, Readiness
+from gateway.exposures import Exposures, Slot, slot_path, unit_hash
+from registry import changes, rollouts
+from registry.revisions import Revisions
+from registry.rollouts import Roll, rollout_of
+
+STEPS = {"steps": [{"weight": 10, "for_s": 5, "units_min": 50}, {"weight": 50, "for_s": 5}]}
+
+
+class Known:
+    """Versions 7 and 9 of a model, alike."""
+
+    def models(self):
+        return ["m"]
+
+    def versions(self, model):
+        return (7, 9)
+
+    def digest(self, model, version):
+        return f"sha256:{version:064}"
+
+    def signature(self, model, version):
+        return None
+
+    def served(self, model):
+        return 7
+
+
+class Rig:
+    """Two workers and a controller, with a clock that is moved by hand."""
+
+    def __init__(self, tmp_path, plan, seed=1):
+        self.state_dir, self.run_dir = tmp_path / "state", tmp_path / "run"
+        self.now, self.random = 1000.0, Random(seed)
+        self.ready = Readiness()
+        self.deaths: dict[int, int | None] = {}
+        self.alarms: list[str] = []
+        self.revisions = Revisions(self.state_dir)
+        self.plan = rollouts.parse_plan(plan)
+        self.move(lambda s: rollouts.start(s, 9, self.plan, now=self.now, control=7))
+        self.workers = [self.worker(k) for k in range(2)]
+        self.controller = self.new_controller()
+
+    def worker(self, k):
+        return Exposures(self.state_dir, self.run_dir, f"host-{k}")
+
+    def new_controller(self):
+        return Controller(
+            self.state_dir,
+            self.run_dir,
+            Known,
+            self.workers[0],
+            "host",
+            workers=lambda revision, model, version: self.ready,
+            deaths=lambda pid: self.deaths.get(pid, 0),
+            drifts=lambda model: self.alarms,
+            now=lambda: self.now,
+            monotonic=lambda: self.now,
+        )
+
+    def move(self, move):
+        changes.apply(
+            self.revisions, Roll("m", None, move=move), known=Known(), actor="ana", via="cli"
+        )
+
+    @property
+    def state(self):
+        return self.revisions.head().models["m"]
+
+    @property
+    def rollout(self):
+        return rollout_of(self.state)
+
+    def second(self, requests=0, behave=lambda rng, is_candidate: (0.01, False, 0.5)):
+        """One second: requests of sticky units, evidence written, one look."""
+        rollout = self.rollout
+        p = rollout.weight / 100
+        for worker in self.workers:
+            worker.follow({"m": rollout})
+        for _ in range(requests):
+            name = f"u{self.random.randrange(10**6)}"
+            is_candidate = Random(f"{self.state.salts['split']}{name}").random() < p
+            exposure = self.random.choice(self.workers).by_model["m"]
+            met = exposure.begin(
+                9 if is_candidate else 7, p if is_candidate else 1 - p, unit_hash(name)
+            )
+            seconds, is_error, score = behave(self.random, is_candidate)
+            x = np.array([[self.random.random()]])
+            exposure.end(
+                met,
+                seconds,
+                is_error=is_error,
+                inputs=[x],
+                outputs=[np.array([[score + self.random.gauss(0, 1)]])],
+                names=(["x"], ["score"]),
+            )
+        for worker in self.workers:
+            for exposure, data in worker.snapshots():
+                assert exposure.write(data)
+        self.controller.tick()
+        self.now += 1.0
+
+    def until(self, *phases, seconds=200, **kwargs):
+        for _ in range(seconds):
+            self.second(**kwargs)
+            if self.rollout.phase in phases:
+                return self.rollout
+        pytest.fail(f"still {self.rollout.phase}: {self.status()}")
+
+    def status(self):
+        path = self.state_dir / "rollouts" / self.rollout.id / "status.json"
+        return json.loads(path.read_bytes())
+
+
+@pytest.fixture
+def rig(tmp_path):
+    made = []
+
+    def make(plan, **kwargs):
+        made.append(Rig(tmp_path, plan, **kwargs))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.controller.close()
+
+
+def test_an_equal_candidate_is_promoted_and_baked(rig) -> None:
+    """Step by step, with the evidence of each step kept beside the revision that it led to."""
+    it = rig(STEPS | {"bake_s": 5})
+
+    done = it.until("done", requests=150)
+
+    assert it.state.aliases["champion"] == 9
+    assert it.state.aliases["previous"] == 7
+    assert done.slow_s["slow_requests"] > 0.0
+    assert set(done.edges) == {"input:x[0]", "output:score[0]"}
+    steps = sorted((it.state_dir / "rollouts" / done.id / "steps").iterdir())
+    assert [json.loads(path.read_bytes())["phase"] for path in steps] == [
+        "step", "step", "baking", "done",
+    ]  # fmt: skip
+    actors = {revision.actor for revision in it.revisions.history()}
+    assert actors == {"ana", f"rollout:{done.id}"}
+
+
+def test_a_candidate_that_errs_is_aborted_with_the_counts_as_the_reason(rig) -> None:
+    """One request in three fails."""
+    it = rig(STEPS)
+
+    ended = it.until(
+        "aborted", requests=100, behave=lambda rng, c: (0.01, c and rng.random() < 0.33, 0.5)
+    )
+
+    assert "error_rate: candidate" in ended.reason
+    assert it.state.aliases["champion"] == 7
+    assert it.state.buckets == ""
+
+
+def test_a_slow_candidate_is_aborted(rig) -> None:
+    """Five times as slow as the champion."""
+    it = rig(STEPS)
+
+    ended = it.until(
+        "aborted",
+        requests=150,
+        behave=lambda rng, c: (rng.lognormvariate(-5, 0.3) * (5 if c else 1), False, 0.5),
+    )
+
+    assert "slow_requests" in ended.reason
+
+
+def test_shifted_scores_hold_and_somebody_may_resume_or_abort(rig) -> None:
+    """Not an error: somebody must say whether it is meant. Abort works from there."""
+    it = rig({"steps": [{"weight": 50, "for_s": 500, "units_min": 50}]})
+
+    held = it.until("holding", requests=150, behave=lambda rng, c: (0.01, False, 2.0 * c))
+
+    assert (held.cause, held.held) == ("breach", "step")
+    assert "output_shift" in held.reason
+    it.move(lambda s: rollouts.abort(s, "not meant", now=it.now))
+    assert it.rollout.phase == "aborted"
+
+
+def test_outputs_that_are_not_finite_abort_at_once_while_the_champion_has_none(rig) -> None:
+    """One of them is enough."""
+    it = rig(STEPS)
+
+    ended = it.until(
+        "aborted", requests=60, behave=lambda rng, c: (0.01, False, np.nan if c else 0)
+    )
+
+    assert "not finite" in ended.reason
+    assert ended.step == 0
+
+
+def test_without_traffic_nothing_is_promoted_and_nothing_aborted(rig) -> None:
+    """No data is inconclusive: it holds at its deadline, and goes on when traffic comes."""
+    it = rig(STEPS | {"deadline_s": 20})
+
+    held = it.until("holding")
+
+    assert held.cause == "inconclusive"
+    assert "0 of 50 units" in held.reason
+    assert it.until("done", "baking", requests=200).phase == "baking"
+
+
+def test_a_drift_alarm_holds_until_it_is_closed(rig) -> None:
+    """Evidence about an unusual population promotes nobody."""
+    it = rig(STEPS)
+    it.alarms = ["temperature"]
+    assert it.until("holding", requests=100).cause == "drift"
+
+    it.alarms = []
+
+    assert it.until("baking", requests=150)
+
+
+def test_weights_rise_only_when_all_workers_are_ready_and_a_refusal_fails(rig) -> None:
+    """Prepared with weight 0 first."""
+    it = rig(STEPS)
+    it.ready = Readiness(behind=("host-1",))
+    for _ in range(5):
+        it.second(requests=5)
+    assert it.rollout.phase == "preparing"
+    assert it.rollout.weight == 0
+
+    it.ready = Readiness(refused="version 9: golden case 2 differs")
+    assert it.until("failed").reason == "version 9: golden case 2 differs"
+
+
+def dead_pid():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def leave_in_hand(it, pid, candidate, control, running):
+    """What a worker that died leaves behind."""
+    path = slot_path(it.run_dir, it.state_dir, it.rollout.id, "host-9")
+    slot = Slot(path)
+    slot._cells[0] = pid
+    for at, n in ((0, candidate), (1, control)):
+        for _ in range(n):
+            slot.take(at)
+    if running is not None:
+        slot.run(running, 1)
+
+
+def test_a_candidate_that_kills_its_worker_is_aborted_at_once(rig) -> None:
+    """SIGSEGV with the candidate's run under way needs no statistics."""
+    it = rig(STEPS)
+    it.until("step", requests=50)
+    pid = dead_pid()
+    it.deaths[pid] = signal.SIGSEGV
+    leave_in_hand(it, pid, candidate=1, control=3, running=0)
+
+    ended = it.until("aborted", seconds=2)
+
+    assert "SIGSEGV" in ended.reason
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_any_other_death_is_one_bad_event_for_each_in_flight(rig, number) -> None:
+    """Killed for want of memory, or by the champion's own run: both share the blame."""
+    it = rig(STEPS)
+    it.until("step", requests=50)
+    pid = dead_pid()
+    it.deaths[pid] = number
+    leave_in_hand(it, pid, candidate=2, control=5, running=1)
+
+    it.second()
+    it.second()
+
+    assert it.rollout.phase == "step"
+    events = it.workers[0].by_model["m"].evidence.all_events["error"]
+    assert events.tolist() == [1, 1]
+
+
+def test_evidence_goes_on_after_workers_and_controller_restart(rig) -> None:
+    """Counts are read back; no unit is counted twice."""
+    it = rig({"steps": [{"weight": 50, "for_s": 500, "units_min": 50}]})
+    for _ in range(8):
+        it.second(requests=100)
+    before = it.status()
+
+    it.controller.close()
+    it.workers = [it.worker(k) for k in range(2)]
+    it.controller = it.new_controller()
+    it.second()
+    after = it.status()
+
+    assert after["requests"] == before["requests"]
+    assert after["units"] == before["units"]
+    assert [g["evidence"] for g in after["guards"]] == [g["evidence"] for g in before["guards"]]
+
+
+def test_only_one_controller_of_a_host_looks_and_one_stands_by(rig) -> None:
+    """The lease; and if nobody looks for long enough, the weight is taken back."""
+    it = rig(STEPS | {"unattended_s_max": 30})
+    it.until("step", requests=50)
+    other = it.new_controller()
+    for _ in range(40):
+        other.tick()
+        it.second()
+    assert it.rollout.phase == "step"
+
+    for _ in range(40):  # The first one hangs, with the lease in its hand.
+        other.tick()
+        it.now += 1
+    assert it.rollout.phase == "aborted"
+    assert "no controller" in it.rollout.reason
+
+
+def test_a_pause_by_hand_stays_until_it_is_taken_back(rig) -> None:
+    """The controller goes on judging: a breach aborts also while it is held."""
+    it = rig(STEPS)
+    it.until("step", requests=100)
+    it.move(lambda s: rollouts.hold(s, "manual", "lunch", now=it.now))
+    for _ in range(30):
+        it.second(requests=100)
+    assert it.rollout.cause == "manual"
+
+    ended = it.until("aborted", requests=100, behave=lambda rng, c: (0.01, c, 0.5))
+    assert "error_rate" in ended.reason
