@@ -56,6 +56,7 @@ from gateway.telemetry import (
     Telemetry,
     event,
 )
+from gateway.watch import Shared
 
 if TYPE_CHECKING:
     from gateway.alarms.webhooks import Webhooks
@@ -95,7 +96,12 @@ class App:
             config.state_path / "alarms.jsonl", hold_off_s=config.alarms.hold_off_s
         )
         self.webhooks = _webhooks(config, self.alarms, self.telemetry)
-        self.observer = Observer(tap, self.alarms)
+        self.observer = Observer(
+            tap,
+            _shared(config, self.telemetry, place),
+            config.state_path / "references",
+            self.alarms,
+        )
         self.sync = Sync(config, self.plane, self.observer, place)
         self._on_ready = on_ready
         self.carrier: Carrier | None = None
@@ -235,6 +241,14 @@ def _webhooks(config: ServerConfig, log: AlarmLog, telemetry: Telemetry) -> "Web
             refused=telemetry.counter(WEBHOOKS, "refused"),
         ),
     )
+
+
+def _shared(config: ServerConfig, telemetry: Telemetry, place: Place | None) -> Shared:
+    """Where monitor counts add up: over the workers of the host, or in this process alone."""
+    if place is None or place.run_dir is None:
+        return Shared(config.run_path / "monitors")
+    region = telemetry.region("observer")
+    return Shared(place.run_dir / "monitors", region.array, telemetry.host.array)
 
 
 def _prediction_log(config: ServerConfig, telemetry: Telemetry) -> PredictionLog | None:

@@ -113,7 +113,17 @@ class MonitorConfig:
     sample: float = 100.0
     """Percent of requests whose inputs and outputs are monitored; 0 turns monitoring off."""
     window_rows: int = 1000
-    """Rows in one window; a drift score is given per window."""
+    """Rows of the window "last", which scores are given for; the half-life of "decayed"."""
+    tolerance: float = 0.01
+    """Distance from the reference, in units of PSI, that is no drift; 0: any distance is."""
+    budget_alarms: float = 1.0
+    """False pages of a model that are allowed in a period, in expectation; of warnings 13 times."""
+    budget_days: float = 90.0
+    """The period in days."""
+    budget_rows: int = 0
+    """The period in rows instead, for rows that do not come as time passes; 0: in days."""
+    budget_share: float = 1.0
+    """Part of the budget that this host spends: one over the number of hosts."""
     adopt_rows: int = 0
     """A version without a reference profile adopts its first so many served rows; 0: it waits for
     somebody to ask for that. At least 100."""
@@ -126,6 +136,11 @@ class MonitorConfig:
         _refuse(
             _within("monitor.sample", self.sample, 0, 100),
             _at_least("monitor.window_rows", self.window_rows, 2),
+            _within("monitor.tolerance", self.tolerance, 0, 10),
+            _within("monitor.budget_alarms", self.budget_alarms, 0.001, 1000),
+            _within("monitor.budget_days", self.budget_days, 0.01, 10_000),
+            _at_least("monitor.budget_rows", self.budget_rows, 0),
+            _within("monitor.budget_share", self.budget_share, 0.0001, 1),
             _within("monitor.adopt_rows", self.adopt_rows, ADOPT_ROWS_MIN, ADOPT_ROWS_MAX)
             if self.adopt_rows
             else None,

@@ -327,10 +327,15 @@ class HostCounts:
         """(n,) sum of one series over all files; None: nobody has counted it."""
         import numpy as np  # noqa: PLC0415  the supervisor reads counts too, and stays small
 
-        parts = [series[name] for series in self.files().values() if name in series]
+        with self._lock:
+            self._look()
+            found = [reader.cells(name) for reader in self._files.values()]
+        parts = [np.frombuffer(cells, np.int64) for cells in found if cells is not None]
+        for region in self._own:
+            parts += [np.array(cells) for known, cells in region.in_memory() if known == name]
         if not parts:
             return None
-        same = [np.array(part, np.int64) for part in parts if len(part) == len(parts[0])]
+        same = [part for part in parts if len(part) == len(parts[0])]
         total: npt.NDArray[np.int64] = np.sum(same, axis=0)
         return total
 
@@ -384,13 +389,26 @@ class _Reader:
 
     def series(self) -> dict[str, list[int]]:
         """Cells of every series so far."""
+        self.look()
+        cells = self._map.cast("q")
+        return {name: cells[at : at + n].tolist() for name, (at, n) in self._places.items()}
+
+    def look(self) -> None:
+        """See the entries that are new."""
         if (size := os.fstat(self._handle).st_size) > len(self._map) + 7:
             self._map = self._mapped(size)
         for name, at, n in _entries(self._map, self._free):
             self._places[name] = (at, n)
             self._free = 8 * (at + n)
-        cells = self._map.cast("q")
-        return {name: cells[at : at + n].tolist() for name, (at, n) in self._places.items()}
+
+    def cells(self, name: str) -> "memoryview[int] | None":
+        """Cells of one series, as they are and will be; None: it is not in the file."""
+        if name not in self._places:
+            self.look()
+        if name not in self._places:
+            return None
+        at, n = self._places[name]
+        return self._map.cast("q")[at : at + n]
 
     def _mapped(self, size: int) -> memoryview:
         return memoryview(mmap.mmap(self._handle, size, access=mmap.ACCESS_READ))[: size // 8 * 8]

@@ -7,6 +7,8 @@ like drift.
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -24,6 +26,20 @@ from registry.signature import Signature, TensorSpec
 Progress = Callable[[float], None]
 """Is told the share done, 0 to 1."""
 
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is known of the order of the reference's rows."""
+
+    is_ordered: bool = False
+    """They are in the order of time."""
+    times: Array | None = None
+    """(n_rows,) seconds since 1970 (UTC)."""
+    segments: str | None = None
+    """The column whose most frequent values are watched by themselves."""
+
+
+_NO_ORDER = Order()
 _MISSING = frozenset(("", "na", "n/a", "nan", "null", "none"))
 _RUN_ROWS = 1024
 
@@ -62,14 +78,21 @@ def _read_npz(file: Path) -> dict[str, Array]:
     return columns
 
 
-def fit(columns: Mapping[str, Array], lineage: Mapping[str, object]) -> Profile:
+def fit(
+    columns: Mapping[str, Array],
+    lineage: Mapping[str, object],
+    progress: Progress = lambda _: None,
+    *,
+    order: Order = _NO_ORDER,
+) -> Profile:
     """A profile of the columns as inputs, each named `input:NAME`.
 
     Raises
     ------
     BadRequestError : a column that cannot be profiled, by name.
     """
-    return _fitted({f"input:{name}": values for name, values in columns.items()}, lineage)
+    named = {f"input:{name}": values for name, values in columns.items()}
+    return _fitted(named, lineage, progress, order)
 
 
 def fit_to_model(
@@ -77,6 +100,8 @@ def fit_to_model(
     model: Path,
     lineage: Mapping[str, object],
     progress: Progress = lambda _: None,
+    *,
+    order: Order = _NO_ORDER,
 ) -> Profile:
     """A profile of a model's inputs and, by running it, its outputs.
 
@@ -95,18 +120,31 @@ def fit_to_model(
     parts: list[list[Array]] = []
     for start in range(0, n, _RUN_ROWS):
         parts.append(session.run([array[start : start + _RUN_ROWS] for array in inputs]))
-        progress(min(1.0, (start + _RUN_ROWS) / n))
+        progress(0.5 * min(1.0, (start + _RUN_ROWS) / n))
     outputs = [np.concatenate(tensors) for tensors in zip(*parts, strict=True)]
     values = {channel.channel: _column(channel, inputs, outputs) for channel in channels}
     if len(inputs) == 1 and list(columns) != [signature.inputs[0].name]:
         # So that a table with its columns in another order is put in order when it is served.
         lineage = {**lineage, NAMES: list(columns)}
-    return _fitted({name: column for name, column in values.items() if len(column) == n}, lineage)
+    whole = {name: column for name, column in values.items() if len(column) == n}
+    return _fitted(whole, lineage, lambda done: progress(0.5 + 0.5 * done), order)
 
 
-def _fitted(columns: Mapping[str, Array], lineage: Mapping[str, object]) -> Profile:
+def _fitted(
+    columns: Mapping[str, Array], lineage: Mapping[str, object], progress: Progress, order: Order
+) -> Profile:
+    segments = order.segments
+    if segments is not None and segments not in columns:
+        segments = f"input:{segments}"
     try:
-        return Profile.fit(columns, lineage=lineage)
+        return Profile.fit(
+            columns,
+            lineage=lineage,
+            times=order.times,
+            is_ordered=order.is_ordered,
+            segments=segments,
+            progress=progress,
+        )
     except MonitorError as error:
         raise BadRequestError(str(error)) from None
 
@@ -136,6 +174,32 @@ def _inputs(columns: Mapping[str, Array], signature: Signature) -> list[Array]:
     return [
         _cast(columns[spec.name], spec, spec.name).reshape((-1, *spec.row_shape)) for spec in specs
     ]
+
+
+def times_of(columns: dict[str, Array], name: str) -> Array:
+    """Take the column of times out of the others, as seconds since 1970.
+
+    Numbers are seconds; texts are dates as ISO 8601 writes them, in UTC unless they say otherwise.
+
+    Raises
+    ------
+    BadRequestError : there is no such column, or a value is no time.
+    """
+    if name not in columns:
+        raise BadRequestError(f"the data has no column {name!r} to tell the time by")
+    values = columns.pop(name)
+    if values.dtype.kind in "iuf":
+        return values.astype(np.float64)
+    moments: list[float] = []
+    for k, value in enumerate(values.tolist()):
+        try:
+            moment = datetime.fromisoformat(str(value))
+        except ValueError:
+            raise BadRequestError(
+                f"column {name!r}: row {k + 1} is {shown(value)}; not a time as 2026-01-31T12:00:00"
+            ) from None
+        moments.append((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    return np.array(moments)
 
 
 def _cast(values: Array, spec: TensorSpec, name: str) -> Array:

@@ -33,7 +33,7 @@ from gateway.errors import (
 )
 from gateway.loader import Loaded, Loader
 from gateway.memory import Key, Ledger
-from gateway.observer import Observer, Watch, WatchMeters, adopted
+from gateway.observer import Observer
 from gateway.place import Place
 from gateway.prediction import DataPlane
 from gateway.protocol import v2_json
@@ -57,6 +57,7 @@ from gateway.telemetry import (
     event,
 )
 from gateway.tensors import DTYPES, Array, n_bytes
+from gateway.watch import Watch, WatchMeters, adopted
 from gateway.watchdog import Watchdog
 from monitors import Profile
 from registry import catalog, trust, workers
@@ -726,13 +727,15 @@ class Sync:
             files.model,
             files.version,
             loaded.session.signature,
-            window_rows=self._config.monitor.window_rows,
+            config=self._config.monitor,
+            shared=self._observer.shared,
             references=self._references,
             meters=WatchMeters(
                 observed=telemetry.counter(OBSERVED, *labels),
                 dropped=telemetry.counter(TAP_DROPPED, *labels),
                 errors=telemetry.counter(OBSERVER_ERRORS, *labels),
-                alarms=telemetry.counter(ALARMS, *labels),
+                pages=telemetry.counter(ALARMS, *labels, "page"),
+                warnings=telemetry.counter(ALARMS, *labels, "warning"),
             ),
         )
         await asyncio.to_thread(self._give_reference, watch, loaded)

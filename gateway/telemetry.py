@@ -142,7 +142,7 @@ DRIFT_SCORE = _declare(
     Family(
         "driftgate_drift_score",
         "gauge",
-        "Score of one channel in the newest closed window.",
+        "Score of one channel in the newest rows.",
         (*_VERSION, "feature", "statistic"),
     )
 )
@@ -154,7 +154,22 @@ DRIFT_LINE = _declare(
         (*_VERSION, "feature", "statistic"),
     )
 )
-ALARMS = _declare(Family("driftgate_alarms_total", "counter", "Alarms opened.", _VERSION))
+DRIFT_EVIDENCE = _declare(
+    Family(
+        "driftgate_drift_evidence",
+        "gauge",
+        "Odds against no drift of one channel or its witness: an e-value.",
+        (*_VERSION, "feature"),
+    )
+)
+ALARMS = _declare(
+    Family(
+        "driftgate_alarms_total",
+        "counter",
+        "Episodes of alarms opened, by level: page, warning.",
+        (*_VERSION, "level"),
+    )
+)
 ALARMS_OPEN = _declare(Family("driftgate_alarms_open", "gauge", "Alarms open now.", _VERSION))
 LABELS = _declare(
     Family("driftgate_labels_total", "counter", "Labels received, by what became of them.", ("is",))

@@ -1,5 +1,6 @@
-"""Numbers about drift: counts in, scores out. No clock, no thread, no I/O."""
+"""Numbers about drift: counts in, scores, evidence and alarms out. No clock, no thread, no I/O."""
 
+from monitors.budget import Budget
 from monitors.counts import Counts, MonitorCounts
 from monitors.errors import (
     BinMismatchError,
@@ -8,7 +9,7 @@ from monitors.errors import (
     ProfileError,
     ProfileMismatchError,
 )
-from monitors.monitor import Episode, Monitor
+from monitors.monitor import Monitor
 from monitors.profile import Profile
 from monitors.window import Alarm, ChannelReport, Report, Score, Window
 
@@ -16,9 +17,9 @@ __all__ = [
     "Alarm",
     "BinMismatchError",
     "BlockError",
+    "Budget",
     "ChannelReport",
     "Counts",
-    "Episode",
     "Monitor",
     "MonitorCounts",
     "MonitorError",

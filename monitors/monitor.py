@@ -1,76 +1,108 @@
 """All of the room behind three names: update(rows), report(), counts.
 
-Rows go in as blocks of columns and are kept as counts in tumbling windows. Not for several threads
-at once: the owner calls it from one, or holds a lock.
+Rows go in as blocks of columns, become counts, and counts become evidence, alarms and windows.
+Whoever counts elsewhere folds counts in by himself. Not for several threads at once: the owner
+calls it from one, or holds a lock.
 """
 
+import io
+import json
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
-from monitors.channel import Channel, Column, as_column
-from monitors.counts import MonitorCounts
+from monitors import season
+from monitors.budget import DAY_S, Budget, Purpose, divide
+from monitors.counts import Counts, MonitorCounts
+from monitors.detector import Detector, Finding
 from monitors.errors import BlockError
 from monitors.profile import Profile
-from monitors.window import Alarm, Report, Scorer, Window
+from monitors.window import WINDOWS, Alarm, Report, Scorer, WindowName, Windows
 
-PSI_MIN = 0.25
-"""Smallest index that raises an alarm: the trade's word for a major change."""
+BLOCK_ROWS = 50
+"""Rows after which a block is judged, if the time is not up before."""
+BLOCK_S = 1.0
+"""Seconds after which a block is judged, however few its rows are."""
 EPISODES_MAX = 1000
-"""Episodes that are remembered, oldest dropped first."""
+"""Alarms that are remembered, oldest closed ones dropped first."""
 UNKNOWN_MAX = 100
 """Names of unknown columns that are remembered."""
 
-_ROWS_AT_ONCE = 8192
-
-
-@dataclass(slots=True)
-class Episode:
-    """An alarm from its opening to its end."""
-
-    alarm: Alarm
-    opened: int
-    """Number of the window that raised it."""
-    closed: int | None = None
-    """Number of the window that was below again; None while it lasts."""
+_BLOCK_ROWS_MAX = 500
+_HOLD_OFFS = 90
+_STATE_FORMAT = 1
 
 
 class Monitor:
     """Counts rows into the bins of a reference profile, and says when they have drifted.
 
-    An alarm is raised for a channel whose psi is at least 0.25 and above its own no-drift line in
-    two closed windows running. It opens once, lasts as long as the condition does and closes with
-    the first closed window that is below; a window without rows of the channel says nothing.
+    Parameters
+    ----------
+    profile : the reference
+    budget : false alarms that may be raised in a period; one page in 90 days by default
+    tolerance : distance from the reference, in units of psi, that is no drift
+    window_rows : rows of the window "last", and half-life of "decayed"
+
+    Notes
+    -----
+    The promise: while rows stay within the tolerance of the reference, and follow each other as
+    closely as the reference's did, the expected number of alarms in any period is at most the
+    budget's, whenever one looks, whatever the number of channels and what they depend on.
+
+    An alarm holds its channel until rows are explained by the reference again, as clearly as they
+    were not, or until the hold-off after somebody has acknowledged it: a day under the default
+    budget, in general a ninetieth of the period. Alarms raised within that time of the first are
+    one episode: one page.
     """
 
-    def __init__(self, profile: Profile, window_rows: int = 1000) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        *,
+        budget: Budget | None = None,
+        tolerance: float = 0.01,
+        window_rows: int = 1000,
+    ) -> None:
         if window_rows < 1:
             raise BlockError(f"window_rows = {window_rows}: must be at least 1")
         self.profile = profile
+        self.budget = budget or Budget()
+        self.tolerance = tolerance
         self.window_rows = window_rows
         self._scorer = Scorer(profile)
-        self._places: dict[str, tuple[int, Channel]] = {
-            name: (row * profile.width, channel)
-            for row, (name, channel) in enumerate(profile.channels.items())
+        self._layers = _layers(profile)
+        values = list(profile.segments.counts) if profile.segments is not None else []
+        purposes: dict[str | None, Purpose] = {None: "serving"}
+        for value in values:
+            purposes[value] = "segments"
+        self._shares = divide(purposes)
+        self._detectors = {
+            value: Detector(
+                profile.layout if value is None else profile.of_segment(value),
+                self.budget.part(part),
+                tolerance=tolerance,
+            )
+            for value, part in self._shares.items()
         }
-        self._names = list(profile.channels)
+        self.windows = Windows(profile.layout.n_cells, window_rows)
+        self._pending = np.zeros((self.n_layers, profile.layout.n_cells), np.int64)
+        self._n_pending = 0
+        self._pending_since: float | None = None
+        self._n_rows = 0
+        self._at: float | None = None
         self._unknown: dict[str, None] = {}
-        self._closed = np.zeros(profile.counts.shape, np.int64)
-        self._current = np.zeros(profile.counts.shape, np.int64)
-        self._n_current = 0
-        self._n_closed = 0
-        self._n_windows = 0
-        self._times: tuple[float | None, float | None] = (None, None)
-        self._first_time: float | None = None
-        self._last_time: float | None = None
-        self._last: Window | None = None
-        self._begun: dict[int, int] = {}
-        self._open: dict[int, Episode] = {}
-        self._episodes: deque[Episode] = deque(maxlen=EPISODES_MAX)
+        self._episodes: deque[Alarm] = deque()
+        self._n_alarms = 0
+
+    @property
+    def n_layers(self) -> int:
+        """Segments that rows are counted apart by, and the rest; 1 without segments."""
+        return 1 if self._layers is None else self._layers[2]
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -79,177 +111,352 @@ class Monitor:
 
     @property
     def alarms(self) -> tuple[Alarm, ...]:
-        """Alarms that are open, in the order of the channels."""
-        return tuple(self._open[row].alarm for row in sorted(self._open))
+        """Alarms that are open, pages first, oldest first."""
+        return tuple(
+            sorted(
+                (alarm for alarm in self._episodes if alarm.is_open),
+                key=lambda alarm: (alarm.level != "page", alarm.id),
+            )
+        )
 
     @property
-    def episodes(self) -> tuple[Episode, ...]:
+    def episodes(self) -> tuple[Alarm, ...]:
         """Alarms open and closed, oldest first."""
         return tuple(self._episodes)
 
     @property
-    def counts(self) -> MonitorCounts:
-        """Every row since the start, per channel and bin."""
-        table = self._closed + self._current
-        table.flags.writeable = False
-        return MonitorCounts(
-            self.profile.digest,
-            self._n_closed + self._n_current,
-            {
-                name: table[row, : channel.n_bins]
-                for row, (name, channel) in enumerate(self.profile.channels.items())
-            },
-        )
+    def n_rows(self) -> int:
+        """Rows seen, judged or not yet."""
+        return self._n_rows + self._n_pending
 
-    def update(self, columns: Mapping[str, npt.ArrayLike], at: float | None = None) -> list[Window]:
-        """Count a block of rows; the windows that it closed.
+    @property
+    def counts(self) -> MonitorCounts:
+        """Every row since the start, per column and bin."""
+        cells = self.windows.window("total").counts + self._pending.sum(axis=0)
+        table: dict[str, Counts] = {}
+        for k, (name, channel) in enumerate(self.profile.channels.items()):
+            start = int(self.profile.layout.starts[k])
+            table[name] = cells[start : start + channel.n_bins]
+            table[name].flags.writeable = False
+        return MonitorCounts(self.profile.digest, self.n_rows, table)
+
+    @property
+    def evidence(self) -> dict[str, float]:
+        """E-value of every channel, witnesses included, over all rows."""
+        detector = self._detectors[None]
+        return dict(zip(self.profile.layout.names, detector.evidence.tolist(), strict=True))
+
+    def count(self, columns: Mapping[str, npt.ArrayLike]) -> tuple[int, Counts]:
+        """Count rows without judging them: for a worker whose counts are merged elsewhere.
+
+        Returns
+        -------
+        Number of rows; (n_layers, n_cells) counts that `fold` takes. Sums of such counts are
+        the counts of all the rows, exactly.
+        """
+        rows = self._known(columns)
+        if not rows:
+            return 0, np.zeros_like(self._pending)
+        counts = self.profile.binner.count(rows, layers=self._layers)[0]
+        return next(iter(rows.values())).size, counts
+
+    def update(self, columns: Mapping[str, npt.ArrayLike], at: float | None = None) -> list[Alarm]:
+        """Count rows and judge the blocks that they complete; the alarms that were raised.
+
+        A block is complete with 50 rows, or when a second has passed since its first; rows that
+        come together are cut into blocks of 500 at most.
 
         Parameters
         ----------
         columns : name -> (n_rows,) values of any type. Channels without a column are not counted
             for these rows; columns without a channel are only noted in `unknown`.
-        at : time of the block in seconds, recorded and not interpreted
+        at : time of the rows in seconds since 1970 (UTC); not needed under a budget in rows
 
         Raises
         ------
-        BlockError : columns of channels differ in length; then nothing has been counted.
+        BlockError : columns of channels differ in length, or a time is needed; then nothing has
+            been counted.
         """
-        block: list[tuple[int, Channel, Column]] = []
-        for name, values in columns.items():
-            place = self._places.get(name)
-            if place is None:
-                if len(self._unknown) < UNKNOWN_MAX:
-                    self._unknown[name] = None
-            else:
-                block.append((*place, as_column(values)))
-        if not block:
+        self._check_time(at)
+        rows = self._known(columns)
+        if not rows:
             return []
-        n_rows = block[0][2].size
-        for _, channel, column in block:
-            if column.size != n_rows:
-                raise BlockError(
-                    f"column {channel.name!r} has {column.size} rows,"
-                    f" column {block[0][1].name!r} has {n_rows}"
-                )
-        windows: list[Window] = []
-        offsets = np.array([offset for offset, _, _ in block], np.intp)[:, np.newaxis]
-        for start in range(0, n_rows, _ROWS_AT_ONCE):
-            stop = min(n_rows, start + _ROWS_AT_ONCE)
-            cells = np.empty((len(block), stop - start), np.intp)
-            for row, (_, channel, column) in enumerate(block):
-                part = column if stop - start == n_rows else column[start:stop]
-                cells[row] = channel.place(part)
-            cells += offsets
-            windows += self._count(cells, at)
-        return windows
+        n_rows = next(iter(rows.values())).size
+        raised: list[Alarm] = []
+        is_late = (
+            at is not None
+            and self._pending_since is not None
+            and self._n_pending
+            and (at - self._pending_since >= BLOCK_S or self._slot(at) != self._slot(self._at))
+        )
+        if is_late:
+            raised += self._complete()
+        stops, start = [], 0
+        while n_rows - start > _BLOCK_ROWS_MAX:
+            start += _BLOCK_ROWS_MAX
+            stops.append(start)
+        stops.append(n_rows)
+        blocks = self.profile.binner.count(rows, stops, self._layers)
+        for block, begin, stop in zip(blocks, [0, *stops], stops, strict=False):
+            self._pending += block
+            self._n_pending += stop - begin
+            if self._pending_since is None:
+                self._pending_since = at
+            self._at = at if at is not None else self._at
+            if self._n_pending >= BLOCK_ROWS:
+                raised += self._complete()
+        return raised
 
-    def report(self, window: Literal["last", "current", "total"] = "last") -> Report:
-        """Score a window: the newest closed one, the one being filled, or all rows so far.
+    def fold(self, counts: Counts, n_rows: int, at: float | None = None) -> list[Alarm]:
+        """Judge one block that was counted elsewhere.
 
-        While no window has closed, "last" is the one being filled; `is_partial` says so.
+        Parameters
+        ----------
+        counts : (n_layers, n_cells) rows of the block, from `count`, of any number of workers
+        n_rows : of the block
+        at : as in `update`
         """
-        if window == "last" and self._last is not None:
-            chosen, is_partial = self._last, False
-        elif window == "total":
-            chosen, is_partial = self._total(), False
-        elif window in {"last", "current"}:
-            chosen, is_partial = self._filling(), True
-        else:
-            raise BlockError(f"window {window!r}: must be last, current or total")
+        self._check_time(at)
+        if n_rows <= 0:
+            return []
+        total = counts.sum(axis=0)
+        self.windows.add(total, n_rows, at)
+        self._n_rows += n_rows
+        self._at = at if at is not None else self._at
+        slot = self._slot(at)
+        raised: list[Alarm] = []
+        values = [None, *(v for v in self._detectors if v is not None)]
+        for k, value in enumerate(values):
+            block = total if value is None else counts[k - 1]
+            detector = self._detectors[value]
+            findings, over = detector.fold(block, at=at, slot=slot if value is None else None)
+            for channel in over:
+                self._close(value, channel, "back")
+            raised += [self._raise(value, finding) for finding in findings]
+        self._expire()
+        return raised
+
+    def spend(self, share: float) -> None:
+        """Have this share of the budget from now on; what was spent before stays spent."""
+        self.budget = Budget(
+            alarms=self.budget.alarms,
+            days=self.budget.days,
+            rows=self.budget.rows,
+            warnings=self.budget.warnings,
+            share=share,
+        )
+        for value, detector in self._detectors.items():
+            detector.budget = self.budget.part(self._shares[value])
+
+    def flush(self) -> list[Alarm]:
+        """Judge the rows that wait for their block to be complete."""
+        return self._complete() if self._n_pending else []
+
+    def report(self, window: WindowName = "last") -> Report:
+        """Score a window: "last" rows, "1h", "24h", "decayed", or "total".
+
+        Rows that wait for their block to be complete are in none of them.
+        """
+        if window not in WINDOWS:
+            raise BlockError(f"window {window!r}: must be one of {', '.join(WINDOWS)}")
+        chosen = self.windows.window(window)
+        detector = self._detectors[None]
+        odds = detector.evidence
+        by_feature: dict[str, float] = {}
+        for feature, value in zip(self.profile.layout.features, odds.tolist(), strict=True):
+            by_feature[feature] = max(value, by_feature.get(feature, 0.0))
+        evidence = [by_feature[name] for name in self.profile.channels]
         return Report(
             window,
             chosen.n_rows,
-            is_partial,
-            chosen.index,
+            chosen.is_partial,
             chosen.since,
             chosen.until,
-            self._scorer.score(chosen.table),
-            self.alarms,
+            self._scorer.score(self._scorer.table(chosen.counts), evidence),
+            tuple(replace(alarm) for alarm in self.alarms),
+            float(detector.level[0]),
         )
 
-    def _count(self, cells: npt.NDArray[np.intp], at: float | None) -> list[Window]:
-        """Add rows given as cells of the table, cut exactly where windows end."""
-        windows: list[Window] = []
-        n_rows = cells.shape[1]
-        start = 0
-        while start < n_rows:
-            stop = min(n_rows, start + self.window_rows - self._n_current)
-            part = cells if stop - start == n_rows else cells[:, start:stop]
-            self._current += np.bincount(part.ravel(), minlength=self._current.size).reshape(
-                self._current.shape
-            )
-            self._n_current += stop - start
-            if at is not None:
-                first = self._times[0]
-                self._times = (at if first is None else first, at)
-            if self._n_current == self.window_rows:
-                windows.append(self._close())
-            start = stop
-        return windows
+    def acknowledge(self, alarm_id: int, at: float | None = None) -> Alarm:
+        """Say that an alarm has been seen: it stays quiet for its hold-off, then may come again.
 
-    def _close(self) -> Window:
-        window = self._filling()
-        self._n_windows += 1
-        self._closed += self._current
-        self._n_closed += self._n_current
-        if self._first_time is None:
-            self._first_time = window.since
-        self._last_time = self._last_time if window.until is None else window.until
-        self._current = np.zeros_like(self._current)
-        self._n_current = 0
-        self._times = (None, None)
-        self._last = window
-        self._judge(window)
-        return window
+        Raises
+        ------
+        BlockError : there is no open alarm of that number.
+        """
+        for alarm in self._episodes:
+            if alarm.id == alarm_id and alarm.is_open:
+                alarm.acknowledged = at if at is not None else self._at
+                alarm.acknowledged_row = self._n_rows
+                return alarm
+        raise BlockError(f"there is no open alarm {alarm_id}")
 
-    def _judge(self, window: Window) -> None:
-        """Open and close alarms by what a closed window shows."""
-        scores = self._scorer.psi(window.table)
-        n_rows = window.table.sum(axis=1)
-        for row in np.flatnonzero(scores < PSI_MIN).tolist():
-            self._end(row, window)
-        for row in np.flatnonzero(scores >= PSI_MIN).tolist():
-            value, line = float(scores[row]), self._scorer.psi_line(row, int(n_rows[row]))
-            if value <= line:
-                self._end(row, window)
-            elif row not in self._begun:
-                self._begun[row] = window.index
-            elif row not in self._open:
-                alarm = Alarm(
-                    channel=self._names[row],
-                    statistic="psi",
-                    value=value,
-                    line=line,
-                    window=window.index,
-                    since=self._begun[row],
-                    at=window.until,
+    def rebased(self, window: WindowName, lineage: Mapping[str, object]) -> Profile:
+        """A profile with a window's rows as the reference: the new normal.
+
+        Raises
+        ------
+        ProfileError : the window holds no rows.
+        """
+        return self.profile.rebased(self.windows.window(window).counts, lineage)
+
+    def to_bytes(self) -> bytes:
+        """Everything that it has seen and concluded; `restore` goes on from there."""
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for k, detector in enumerate(self._detectors.values()):
+            arrays |= {f"detector{k}.{name}": array for name, array in detector.state().items()}
+        arrays |= {f"windows.{name}": array for name, array in self.windows.state().items()}
+        arrays["pending"] = self._pending
+        about = {
+            "format": _STATE_FORMAT,
+            "profile": self.profile.digest,
+            "n_rows": self._n_rows,
+            "n_pending": self._n_pending,
+            "pending_since": self._pending_since,
+            "at": self._at,
+            "n_alarms": self._n_alarms,
+            "alarms": [
+                {name: getattr(alarm, name) for name in Alarm.__slots__} for alarm in self._episodes
+            ],
+        }
+        arrays["about"] = np.frombuffer(json.dumps(about).encode("utf-8"), np.uint8)
+        stream = io.BytesIO()
+        np.savez(stream, allow_pickle=False, **arrays)
+        return stream.getvalue()
+
+    def restore(self, state: bytes) -> None:
+        """Go on from what `to_bytes` gave, to the last bit.
+
+        Raises
+        ------
+        BlockError : it is of another profile, of another format, or damaged.
+        """
+        try:
+            with np.load(io.BytesIO(state), allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            about = json.loads(arrays.pop("about").tobytes())
+            if about["format"] != _STATE_FORMAT or about["profile"] != self.profile.digest:
+                raise BlockError("state of a monitor: it is of another format or profile")
+            for k, detector in enumerate(self._detectors.values()):
+                head = f"detector{k}."
+                detector.restore(
+                    {
+                        name.removeprefix(head): a
+                        for name, a in arrays.items()
+                        if name[: len(head)] == head
+                    }
                 )
-                self._open[row] = Episode(alarm, window.index)
-                self._episodes.append(self._open[row])
+            self.windows.restore(
+                {n.removeprefix("windows."): a for n, a in arrays.items() if n[:8] == "windows."}
+            )
+            self._pending = arrays["pending"].reshape(self._pending.shape).copy()
+            self._n_rows, self._n_pending = about["n_rows"], about["n_pending"]
+            self._pending_since, self._at = about["pending_since"], about["at"]
+            self._n_alarms = about["n_alarms"]
+            self._episodes = deque(
+                Alarm(**{**alarm, "moved": tuple(tuple(moved) for moved in alarm["moved"])})
+                for alarm in about["alarms"]
+            )
+        except (ValueError, KeyError, TypeError, OSError, BadZipFile, EOFError) as error:
+            raise BlockError(f"state of a monitor: cannot be read ({error})") from error
 
-    def _end(self, row: int, window: Window) -> None:
-        self._begun.pop(row, None)
-        episode = self._open.pop(row, None)
-        if episode is not None:
-            episode.closed = window.index
+    # -- inside
 
-    def _filling(self) -> Window:
-        return Window(
-            self._n_windows + 1, self._n_current, *self._times, _frozen_copy(self._current)
+    def _known(self, columns: Mapping[str, npt.ArrayLike]) -> dict[str, npt.NDArray[Any]]:
+        for name in columns.keys() - self.profile.channels.keys():
+            if len(self._unknown) < UNKNOWN_MAX:
+                self._unknown[name] = None
+        return self.profile.binner.rows(columns)
+
+    def _check_time(self, at: float | None) -> None:
+        if at is None and self.budget.days is not None:
+            raise BlockError("a budget in days needs the time of the rows: update(columns, at=...)")
+
+    def _slot(self, at: float | None) -> int | None:
+        slots = self.profile.layout.n_slots
+        return None if at is None or not slots else season.slot_of(at, slots)
+
+    def _complete(self) -> list[Alarm]:
+        counts, n_rows, at = self._pending, self._n_pending, self._at
+        self._pending = np.zeros_like(counts)
+        self._n_pending = 0
+        self._pending_since = None
+        return self.fold(counts, n_rows, at)
+
+    def _hold_off(self) -> tuple[float, float]:
+        """Seconds and rows; one of them is what the budget counts in."""
+        if self.budget.days is not None:
+            return self.budget.days * DAY_S / _HOLD_OFFS, np.inf
+        assert self.budget.rows is not None  # noqa: S101  one of the two is set
+        return np.inf, self.budget.rows / _HOLD_OFFS
+
+    def _is_within(self, since: float | None, since_row: int) -> bool:
+        """Whether the hold-off has not passed since then."""
+        seconds, rows = self._hold_off()
+        if self._n_rows - since_row >= rows:
+            return False
+        return since is None or self._at is None or self._at - since < seconds
+
+    def _raise(self, value: str | None, finding: Finding) -> Alarm:
+        layout = self.profile.layout
+        # A warning of the same channel becomes a page; it is not two alarms.
+        self._close(value, finding.channel, "page")
+        self._n_alarms += 1
+        first = next(
+            (
+                alarm
+                for alarm in reversed(self._episodes)
+                if alarm.level == finding.level
+                and alarm.id == alarm.episode
+                and self._is_within(alarm.at, alarm.row)
+            ),
+            None,
         )
-
-    def _total(self) -> Window:
-        since, until = self._times
-        return Window(
-            self._n_windows,
-            self._n_closed + self._n_current,
-            since if self._first_time is None else self._first_time,
-            self._last_time if until is None else until,
-            _frozen_copy(self._closed + self._current),
+        alarm = Alarm(
+            id=self._n_alarms,
+            episode=self._n_alarms if first is None else first.id,
+            level=finding.level,
+            feature=layout.features[finding.channel],
+            channel=layout.names[finding.channel],
+            segment=value,
+            evidence=finding.evidence,
+            since=finding.since,
+            since_row=finding.since_row,
+            at=finding.at,
+            row=self._n_rows,
+            moved=finding.moved,
         )
+        self._episodes.append(alarm)
+        if len(self._episodes) > EPISODES_MAX:
+            oldest = next((a for a in self._episodes if not a.is_open), self._episodes[0])
+            self._episodes.remove(oldest)
+        return alarm
+
+    def _close(self, value: str | None, channel: int, why: str) -> None:
+        name = self.profile.layout.names[channel]
+        for alarm in self._episodes:
+            if alarm.is_open and alarm.segment == value and alarm.channel == name:
+                alarm.closed, alarm.closed_row, alarm.why_closed = self._at, self._n_rows, why
+
+    def _expire(self) -> None:
+        """Let channels raise alarms again whose acknowledged alarm has been quiet long enough."""
+        for alarm in self._episodes:
+            if (
+                alarm.is_open
+                and alarm.acknowledged_row is not None
+                and not self._is_within(alarm.acknowledged, alarm.acknowledged_row)
+            ):
+                channel = self.profile.layout.names.index(alarm.channel)
+                self._detectors[alarm.segment].rearm(channel)
+                self._close(alarm.segment, channel, "acknowledged")
 
 
-def _frozen_copy(table: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    copied = table.copy()
-    copied.flags.writeable = False
-    return copied
+def _layers(profile: Profile) -> tuple[str, npt.NDArray[np.intp], int] | None:
+    """The column that rows are counted apart by, and the layer of each of its bins."""
+    if profile.segments is None:
+        return None
+    channel = profile.channels[profile.segments.field]
+    values = list(profile.segments.counts)
+    places = {label: values.index(label) for label in channel.bins if label in values}
+    table = np.array([places.get(label, len(values)) for label in channel.bins], np.intp)
+    return profile.segments.field, table, len(values) + 1

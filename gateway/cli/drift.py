@@ -1,5 +1,6 @@
 """`driftgate drift`: what the monitors of a running server see."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -17,16 +18,16 @@ def drift(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL | adopt MODEL]",
+            metavar="[MODEL | adopt MODEL | accept MODEL | ack ALARM]",
             help="A model; nothing: all models, a line each; adopt MODEL: let its next served"
-            " rows become the reference.",
+            " rows become the reference; accept MODEL: let a window's; ack ALARM: it was seen.",
         ),
     ] = None,
     server: Annotated[
         str | None, typer.Option(help="Default: $DRIFTGATE_SERVER, else port 8000.")
     ] = None,
     version: Annotated[int | None, typer.Option(help="Default: the version that answers.")] = None,
-    window: Annotated[str, typer.Option(help="last, current or total.")] = "last",
+    window: Annotated[str, typer.Option(help="last, 1h, 24h, decayed, total.")] = "last",
     rows: Annotated[int, typer.Option(help="With adopt: how many rows.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
@@ -48,8 +49,19 @@ def drift(
             path = f"/admin/models/{quote(model, safe='')}/reference"
             call(url, "POST", path, body={"rows": rows, **chosen})
             typer.echo(f"{model}: the next {rows} served rows become its reference")
+        case ["accept", model]:
+            path = f"/admin/models/{quote(model, safe='')}/accept"
+            found = call(url, "POST", path, body={"window": window, **chosen})
+            if as_json:
+                output.print_json(found)
+            else:
+                rows = found["reference"]["rows"]
+                typer.echo(f"{model}: the {rows} rows of window {window} are its reference now")
+        case ["ack", alarm]:
+            call(url, "POST", f"/admin/alarms/{quote(alarm, safe='')}/ack", body={})
+            typer.echo(f"{alarm}: acknowledged; quiet for its hold-off")
         case _:
-            raise BadRequestError("drift takes a model, or: adopt MODEL")
+            raise BadRequestError("drift takes a model, or: adopt MODEL, accept MODEL, ack ALARM")
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -60,9 +72,9 @@ def print_report(report: dict[str, Any]) -> None:
     if found is None:
         console.print(report["message"], markup=False)
     else:
-        state = "open, not yet full" if found["is_partial"] else f"number {found['index']}"
+        state = ", not yet full" if found["is_partial"] else ""
         console.print(
-            f"window {found['window']}: {found['n_rows']} rows ({state});"
+            f"window {found['window']}: {found['n_rows']} rows{state};"
             f" reference: {report['reference']['rows']} rows"
         )
         console.print(_channel_table(found))
@@ -70,13 +82,35 @@ def print_report(report: dict[str, Any]) -> None:
             "line: what 99 % of windows of this size stay below without drift", style="dim"
         )
     for alarm in found["alarms"] if found else []:
-        console.print(
-            f"[bold red]alarm[/] {escape(alarm['channel'])}: {alarm['statistic']}"
-            f" {alarm['value']:.2f} (without drift below {alarm['line']:.3f}),"
-            f" since window {alarm['since']}"
-        )
+        _print_alarm(alarm)
     for problem in report["problems"]:
         console.print(f"note: {problem}", markup=False)
+
+
+def _print_alarm(alarm: dict[str, Any]) -> None:
+    """What is raised, how sure, since when, and which bins moved."""
+    colour = "bold red" if alarm["level"] == "page" else "yellow"
+    where = "" if alarm["segment"] is None else f" in segment {escape(alarm['segment'])}"
+    since = "" if alarm["since"] is None else f", since {_moment(alarm['since'])}"
+    seen = ", acknowledged" if alarm["acknowledged_row"] is not None else ""
+    output.console.print(
+        f"[{colour}]{alarm['level']}[/] {escape(alarm['id'])}: {escape(alarm['channel'])}{where}"
+        f" (evidence {_odds(alarm['evidence'])}{since}{seen})"
+    )
+    moved = ", ".join(
+        f"{escape(part['bin'])} {part['reference']:.1%} -> {part['current']:.1%}"
+        for part in alarm["moved"]
+    )
+    if moved:
+        output.console.print(f"  moved: {moved}", style="dim")
+
+
+def _moment(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, tz=UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _odds(evidence: float) -> str:
+    return f"{evidence:,.0f} : 1" if evidence < 1e9 else f"{evidence:.0e} : 1"
 
 
 def _channel_table(found: dict[str, Any]) -> Any:
@@ -86,7 +120,7 @@ def _channel_table(found: dict[str, Any]) -> Any:
         "channel", "PSI", "line", "", "JS", "missing", *(["reference", "now"] if is_wide else []),
         right=["PSI", "line", "JS", "missing"],
     )  # fmt: skip
-    alarmed = {alarm["channel"] for alarm in found["alarms"]}
+    alarmed = {alarm["feature"] for alarm in found["alarms"]}
     for channel in found["channels"]:
         scores = channel["scores"]
         psi, name = scores["psi"], channel["name"]
@@ -108,6 +142,11 @@ def _channel_table(found: dict[str, Any]) -> Any:
     return shown
 
 
+def _brief(alarms: list[str]) -> str:
+    more = f" and {len(alarms) - 2} more" if len(alarms) > 2 else ""
+    return (", ".join(alarms[:2]) + more) or "none"
+
+
 def _print_summary(models: list[dict[str, Any]]) -> None:
     shown = output.table(
         "model", "version", "rows", "highest PSI", "channel", "alarms",
@@ -122,6 +161,6 @@ def _print_summary(models: list[dict[str, Any]]) -> None:
             f"{highest['psi']:.3f}" if highest else "-",
             escape(highest["feature"]) if highest else
             ("no window yet" if model["reference"] else "no reference"),
-            escape(", ".join(model["alarms"])) or "none",
+            escape(_brief(model["alarms"])),
         )  # fmt: skip
     output.console.print(shown)

@@ -15,6 +15,15 @@ def profile(
         Path | None,
         typer.Option(help="The ONNX file: cast to its datatypes, and profile its outputs too."),
     ] = None,
+    ordered: Annotated[
+        bool, typer.Option(help="The rows are in the order of time: learn how they follow.")
+    ] = False,
+    time: Annotated[
+        str | None, typer.Option(help="The column of times: learn hours of day and week, too.")
+    ] = None,
+    segment: Annotated[
+        str | None, typer.Option(help="A column whose values are also watched by themselves.")
+    ] = None,
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Where to write; put it beside model.onnx.")
     ] = Path("reference.json"),
@@ -26,14 +35,18 @@ def profile(
     with output.progress("reading") as bar:
         task = bar.add_task("", total=1.0)
         columns = reference.read(data, lambda done: bar.update(task, completed=done))
-    if model is None:
-        made = reference.fit(columns, lineage)
-    else:
-        with output.progress("running the model") as bar:
-            task = bar.add_task("", total=1.0)
-            made = reference.fit_to_model(
-                columns, model, lineage, lambda done: bar.update(task, completed=done)
-            )
+    times = None if time is None else reference.times_of(columns, time)
+    order = reference.Order(is_ordered=ordered, times=times, segments=segment)
+    with output.progress("profiling" if model is None else "running the model") as bar:
+        task = bar.add_task("", total=1.0)
+
+        def progress(done: float) -> None:
+            bar.update(task, completed=done)
+
+        if model is None:
+            made = reference.fit(columns, lineage, progress, order=order)
+        else:
+            made = reference.fit_to_model(columns, model, lineage, progress, order=order)
     try:
         out.write_text(made.to_json() + "\n", encoding="utf-8")
     except OSError as error:

@@ -15,10 +15,10 @@ class Alarm:
 
     channel: str
     psi: float
-    """Of the window that raised it."""
+    """Of the month in which it was first seen."""
     line: float
     since: int
-    """Number of the window that began it."""
+    """The month in which the evidence began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,9 @@ class Month:
     lines: Mapping[str, float]
     """By channel: what 99 % of windows without drift do not exceed."""
     alarms: tuple[Alarm, ...]
-    """Open when it closed."""
+    """Pages of columns and answers that were open when it closed."""
+    n_witnesses: int = 0
+    """Pages that were open then about how columns lie among each other."""
 
     @property
     def name(self) -> str:

@@ -20,6 +20,7 @@ def fit(name: str, folder: Path = sample.SAMPLE_PATH.parent) -> Profile:
         {column: values[chosen] for column, values in rows.columns.items()},
         folder / sample.model_path(name).name,
         {"data": "flights.npz", "months": list(sample.TRAINING_MONTHS[name])},
+        order=reference.Order(is_ordered=True),
     )
 
 

@@ -29,6 +29,8 @@ from gateway.outgoing import Connection
 
 WINDOW_ROWS = 2000
 """As many as a month has flights in the sample: a window is a month."""
+BUDGET_ROWS = 24_000
+"""One false page in so many rows: a year of flights."""
 REQUEST_ROWS = 40
 MONTH_S = 2.5
 """How long a month takes when somebody watches."""
@@ -56,7 +58,7 @@ def run(*, exit_at_end: bool, port: int) -> int:
     months: list[Month] = []
     with _ended_by_signals():
         try:
-            with running(port, WINDOW_ROWS) as server:
+            with running(port, WINDOW_ROWS, BUDGET_ROWS) as server:
                 _introduce(screen, server, flights)
                 with _blamed_on(server):
                     _replay(screen, server.url, flights, months, is_paced)
@@ -82,7 +84,7 @@ def _introduce(screen: Screen, server: Server, flights: Sample) -> None:
   model     {MODEL}, version 1: the chance that a flight from New York is late,
             trained on January to March 2013, which are its reference too
   traffic   {flights.n_rows:,} flights of 2013 in order of time, {REQUEST_ROWS} a request
-  monitors  all inputs and answers, in windows of {WINDOW_ROWS:,} rows: a month each
+  monitors  all inputs and answers, scores of the newest {WINDOW_ROWS:,}: a month
   outcomes  known to this client alone, which reckons late and AUC from them
 """)
     if server.port_note:
@@ -143,15 +145,17 @@ def _closed(connection: Connection, flights: Sample, rows: range, scores: list[f
     number = int(flights.month[rows.start])
     deadline = time.monotonic() + _CLOSE_S_MAX
     while True:
-        report = connection.call("GET", _DRIFT)["report"]
-        if not report["is_partial"] and report["index"] >= number:
+        found = connection.call("GET", _DRIFT)
+        if found["rows_observed"] >= rows.stop:
             break
         if time.monotonic() > deadline:
-            raise StartError(f"the monitors closed no window for month {number}")
+            raise StartError(f"the monitors have not seen all flights of month {number}")
         time.sleep(0.02)
+    report = found["report"]
     late, score = flights.late[rows.start : rows.stop], np.array(scores)
     n_late, area = int(late.sum()), auc(late, score)
     psi = {channel["name"]: channel["scores"]["psi"] for channel in report["channels"]}
+    pages = [alarm for alarm in report["alarms"] if alarm["level"] == "page"]
     return Month(
         number=number,
         n_flights=len(rows),
@@ -162,9 +166,16 @@ def _closed(connection: Connection, flights: Sample, rows: range, scores: list[f
         psi={name: _number(found["value"]) for name, found in psi.items()},
         lines={name: _number(found["line"]) for name, found in psi.items()},
         alarms=tuple(
-            Alarm(alarm["channel"], alarm["value"], alarm["line"], alarm["since"])
-            for alarm in report["alarms"]
+            Alarm(
+                alarm["channel"],
+                psi[alarm["channel"]]["value"],
+                psi[alarm["channel"]]["line"],
+                int(flights.month[min(alarm["since_row"], rows.stop - 1)]),
+            )
+            for alarm in pages
+            if alarm["channel"] in psi
         ),
+        n_witnesses=sum(alarm["channel"] not in psi for alarm in pages),
     )
 
 

@@ -121,7 +121,7 @@ class Screen:
     def legend(self) -> None:
         """Explain the marks."""
         self.say(
-            "! alarm open: PSI of 0.25 and above its no-drift line in two windows running.\n"
+            "! alarm open: evidence enough for one false page in a year of flights.\n"
             f"Bars: PSI {_BAR_FROM} to {_BAR_TO:.0f} on a logarithmic scale."
             " Score: the model's output.",
             "dim",

@@ -52,7 +52,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(port: int, window_rows: int) -> Iterator[Server]:
+def running(port: int, window_rows: int, budget_rows: int) -> Iterator[Server]:
     """Serve the first model of the demo until the block is left, however it is left.
 
     Raises
@@ -67,14 +67,14 @@ def running(port: int, window_rows: int) -> Iterator[Server]:
         _fill(folder / "models" / MODEL / "1")
         start = time.monotonic()
         with _undisturbed():
-            process = _start(folder, port, window_rows)
+            process = _start(folder, port, window_rows, budget_rows)
         try:
             url = _ready(process, folder / "server.log")
         except StartError:
             if not (note := _why_not(port)):
                 raise
             with _undisturbed():
-                process = _start(folder, 0, window_rows)
+                process = _start(folder, 0, window_rows, budget_rows)
             url = _ready(process, folder / "server.log")
         yield Server(url, note, time.monotonic() - start, folder, process)
     finally:
@@ -119,10 +119,12 @@ def _fill(version: Path) -> None:
     shutil.copyfile(profile_path(TRAINED_ON), version / "reference.json")
 
 
-def _start(folder: Path, port: int, window_rows: int) -> "subprocess.Popen[bytes]":
+def _start(
+    folder: Path, port: int, window_rows: int, budget_rows: int
+) -> "subprocess.Popen[bytes]":
     # Settings of the user's own servers are not meant for this one.
     environ = {k: v for k, v in os.environ.items() if not k.startswith("DRIFTGATE_")}
-    arguments = [str(os.getpid()), str(folder), str(port), str(window_rows)]
+    arguments = [str(os.getpid()), str(folder), str(port), str(window_rows), str(budget_rows)]
     with (folder / "server.log").open("wb") as log:
         return subprocess.Popen(  # noqa: S603  this interpreter, and arguments made here
             [sys.executable, "-P", "-m", "gateway.demo.server", *arguments],
@@ -162,7 +164,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def _serve(parent: int, folder: Path, port: int, window_rows: int) -> None:
+def _serve(parent: int, folder: Path, port: int, window_rows: int, budget_rows: int) -> None:
     """Serve, and end when the parent does: then nobody else tidies up."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     try:
@@ -174,6 +176,7 @@ def _serve(parent: int, folder: Path, port: int, window_rows: int) -> None:
                 "port": port,
                 "no_grpc": True,
                 "monitor.window_rows": window_rows,
+                "monitor.budget_rows": budget_rows,
                 "log.format": "json",
             }
             supervisor.serve(config.load(flags), worker.run)
@@ -185,4 +188,4 @@ def _serve(parent: int, folder: Path, port: int, window_rows: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    _serve(int(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:6]))

@@ -42,7 +42,7 @@ def alarm_lines(alarms: Sequence[Alarm], month: Month) -> list[str]:
     lines = [
         (
             f"{_capital(words(first.channel))} has drifted: since {name_of(first.since)}, raised"
-            f" at the end of {month.name}."
+            f" in {month.name}."
         ),
         f"PSI {first.psi:.2f}. Without drift, 99 of 100 windows stay below {first.line:.3f}.",
         meaning,
@@ -51,7 +51,7 @@ def alarm_lines(alarms: Sequence[Alarm], month: Month) -> list[str]:
     others = [alarm for alarm in alarms if alarm is not first]
     if others:
         lines.append(
-            "At the same moment: "
+            "In the same month: "
             + _joined([f"{words(alarm.channel)} ({alarm.psi:.2f})" for alarm in others])
             + "."
         )
@@ -109,7 +109,7 @@ def _first_alarm(months: Sequence[Month]) -> str:
     first = worst(at_once)
     others = [words(alarm.channel) for alarm in at_once if alarm is not first]
     text = (
-        f"The first alarm was raised at the end of {name_of(number)}: {words(first.channel)} had"
+        f"The first alarm was raised in {name_of(number)}: {words(first.channel)} had"
         f" been unlike the training months since {name_of(first.since)} (PSI {first.psi:.2f};"
         f" without drift below {first.line:.2f})"
     )

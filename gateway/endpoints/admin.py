@@ -6,7 +6,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.endpoints.monitor import version_of
+from gateway.endpoints.monitor import version_of, window_of
 from gateway.endpoints.route import Endpoint, JSONAnswer, json_object, query
 from gateway.errors import BadRequestError, VersionNotFoundError, shown
 from gateway.observer import Observer
@@ -42,9 +42,7 @@ def endpoints(plane: DataPlane, observer: Observer) -> list[Endpoint]:
 
     async def adopt(request: Request) -> Response:
         given = await json_object(request)
-        for field in given:
-            if field not in ("rows", "version"):
-                raise BadRequestError(f"no field {shown(field)} here; there are: rows, version")
+        _only(given, "rows", "version")
         rows = given.get("rows", 1000)
         if type(rows) is not int:
             raise BadRequestError("'rows' must be an integer")
@@ -52,6 +50,15 @@ def endpoints(plane: DataPlane, observer: Observer) -> list[Endpoint]:
         name = request.path_params["model"]
         number = version_of(plane, name, None if version is None else str(version))
         return JSONAnswer(await observer.adopt(name, number, rows), status_code=202)
+
+    async def accept(request: Request) -> Response:
+        given = await json_object(request)
+        _only(given, "window", "version")
+        version = given.get("version")
+        name = request.path_params["model"]
+        number = version_of(plane, name, None if version is None else str(version))
+        window = window_of(given.get("window", "24h"))
+        return JSONAnswer(await observer.accept(name, number, window))
 
     one = "/admin/models/{model}"
     return [
@@ -63,7 +70,18 @@ def endpoints(plane: DataPlane, observer: Observer) -> list[Endpoint]:
         Endpoint("POST", one + "/reference", "admin", adopt,
                  "Adopt the next served rows as the reference profile.",
                  body="AdoptRequest", answer="Adopting", status=202),
+        Endpoint("POST", one + "/accept", "admin", accept,
+                 "Accept a window's rows as the new normal: the reference profile from now on.",
+                 body="AcceptRequest", answer="Accepted"),
     ]  # fmt: skip
+
+
+def _only(given: dict[str, Any], *fields: str) -> None:
+    """Refuse a field of any other name."""
+    for field in given:
+        if field not in fields:
+            there = ", ".join(fields)
+            raise BadRequestError(f"no field {shown(field)} here; there are: {there}")
 
 
 def _about(model: Model) -> dict[str, Any]:

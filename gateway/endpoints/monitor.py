@@ -14,7 +14,7 @@ from gateway.errors import (
     VersionRefusedError,
     shown,
 )
-from gateway.observer import WINDOWS, Observer
+from gateway.observer import WINDOWS, Observer, WindowName
 from gateway.prediction import DataPlane
 from gateway.telemetry import Family, Sample, Telemetry
 from registry import names
@@ -29,18 +29,9 @@ def endpoints(plane: DataPlane, observer: Observer, telemetry: Telemetry) -> lis
 
     async def drift(request: Request) -> Response:
         given = query(request, "version", "window")
-        asked = given.get("window", "last")
-        window = next((known for known in WINDOWS if known == asked), None)
-        if window is None:
-            raise BadRequestError(f"window {shown(asked)} is none of {', '.join(WINDOWS)}")
+        window = window_of(given.get("window", "last"))
         version = version_of(plane, request.path_params["model"], given.get("version"))
-        report = await observer.report(request.path_params["model"], version, window)
-        if plane.config.workers > 1:
-            report["problems"] = [
-                *report["problems"],
-                f"these are the rows of this worker, one of {plane.config.workers}",
-            ]
-        return JSONAnswer(report)
+        return JSONAnswer(await observer.report(request.path_params["model"], version, window))
 
     async def metrics(_: Request) -> Response:
         return await exposition(await observer.samples())
@@ -64,6 +55,19 @@ def endpoints(plane: DataPlane, observer: Observer, telemetry: Telemetry) -> lis
         Endpoint("GET", "/metrics/bins", "monitor", bins, "Rows per bin of every channel.",
                  answer="Text"),
     ]  # fmt: skip
+
+
+def window_of(asked: object) -> WindowName:
+    """The window of that name.
+
+    Raises
+    ------
+    BadRequestError : there is none; with those that there are.
+    """
+    window = next((known for known in WINDOWS if known == asked), None)
+    if window is None:
+        raise BadRequestError(f"window {shown(asked)} is none of {', '.join(WINDOWS)}")
+    return window
 
 
 def version_of(plane: DataPlane, name: str, version: str | None) -> int:

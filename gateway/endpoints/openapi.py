@@ -431,7 +431,7 @@ _DRIFT = _object(
         "window_rows": _COUNT,
         "report": {"type": ["object", "null"]},
     },
-    {"message": _TEXT},
+    {"message": _TEXT, "budget": {"type": "object"}, "adopting": _ANY},
 )
 
 _TRUTH: Schema = {"type": ["number", "boolean", "string"]}
@@ -629,6 +629,17 @@ CONTENTS: Mapping[str, Content] = {
         },
         {"applied": {"type": "boolean"}, "laggards": _list_of(_TEXT)},
     )),
+    "AcceptRequest": Content(
+        JSON,
+        {
+            **_object({}, {
+                "window": {"enum": ["last", "1h", "24h", "decayed", "total"], "default": "24h"},
+                "version": {"type": "integer", "minimum": 1},
+            }),
+            "additionalProperties": False,
+        },
+    ),
+    "Accepted": Content(JSON, _object({"model": _NAME, "version": _COUNT, "reference": _ANY})),
     "Adopting": Content(
         JSON, _object({"model": _NAME, "version": _COUNT, "adopting": _ANY})
     ),

@@ -85,7 +85,7 @@ def test_first_alarm_is_told_with_its_months_and_numbers() -> None:
     """The month that raised it, the month it began, its PSI and its no-drift line."""
     text = story.told(year(m5=month(5, temp=3.0), m6=month(6, temp=4.0)), 3)
 
-    assert "raised at the end of May: temperature" in text
+    assert "raised in May: temperature" in text
     assert "since April (PSI 3.00; without drift below 0.02)" in text
 
 

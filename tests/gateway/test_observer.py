@@ -5,18 +5,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.counters import Region
-from gateway.observer import Watch, WatchMeters
+from gateway.config import MonitorConfig
+from gateway.counters import HostCounts, Region, directory, file_of
 from gateway.tap import Observation
+from gateway.watch import Shared, Watch, WatchMeters
+from monitors import Profile
 from registry.signature import Signature, TensorSpec
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 1)),))
 
 
-def watch(references: Path | None = None) -> Watch:
-    region = Region()
-    meters = WatchMeters(*(region.counter() for _ in range(4)))
-    return Watch("m", 1, SIGNATURE, window_rows=100, meters=meters, references=references)
+CONFIG = MonitorConfig(window_rows=100, budget_rows=500_000)
+
+
+def watch(
+    references: Path | None = None, shared: Shared | None = None, region: Region | None = None
+) -> Watch:
+    region = region or Region()
+    meters = WatchMeters(*(region.counter() for _ in range(5)))
+    return Watch(
+        "m", 1, SIGNATURE, config=CONFIG, meters=meters, references=references, shared=shared
+    )
 
 
 def observations(rows: np.ndarray, size: int) -> list[Observation]:
@@ -42,6 +51,7 @@ def test_rows_beyond_an_adoption_are_judged_however_slices_fall(n_at_once: int) 
     assert seen.monitor is not None
     assert seen.monitor.profile.n_rows == 150
     assert seen.meters.observed.value == 350
+    seen.catch_up()
     report = seen.monitor.report("total")
     assert report.n_rows == 350
     above = report.channels[0].bins.index(
@@ -62,6 +72,7 @@ def test_columns_are_watched_by_name_and_position() -> None:
     assert list(channels) == ["input:x[0]", "input:x[1]", "output:y"]
     monitor = seen.monitor
     monitor.update({"input:x[1]": rows[:, 1]})
+    monitor.flush()
     assert monitor.report("total").channels[1].scores["psi"].value == 0
 
 
@@ -78,3 +89,165 @@ def test_batches_without_rows_are_nothing_to_watch() -> None:
     assert seen.monitor is not None
     assert seen.monitor.profile.n_rows == 100
     assert seen.meters.observed.value == 0
+
+
+def drawn(n: int, seed: int, shift: float = 0.0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(shift, 1, size=(n, 2)).astype(np.float32)
+
+
+def profile() -> Profile:
+    rows = drawn(5000, 1)
+    return Profile.fit({"input:x[0]": rows[:, 0], "input:x[1]": rows[:, 1], "output:y": rows[:, 0]})
+
+
+class Worker:
+    """A worker's watch on counts that it shares with the host."""
+
+    def __init__(self, run_dir: Path, slot: str, reference: Profile, *, is_holder: bool) -> None:
+        region = Region(file_of(run_dir, slot, "observer"))
+        host = HostCounts(directory(run_dir))
+        self.shared = Shared(run_dir / "monitors", region.array, host.array)
+        self.shared.is_holder = is_holder
+        self.watch = watch(shared=self.shared)
+        self.watch.judge_by(reference, "reference.json")
+
+    def count(self, rows: np.ndarray) -> None:
+        self.watch.count(observations(rows, 25))
+
+
+def test_rows_of_all_workers_are_judged_once_by_the_holder_and_survive_its_death(
+    tmp_path: Path,
+) -> None:
+    """Killed at any moment: the next holder goes on from the file and the counts, exactly.
+
+    What it concludes is what one worker would have from the same blocks, to the last bit.
+    """
+    reference = profile()
+    first = Worker(tmp_path, "0", reference, is_holder=True)
+    second = Worker(tmp_path, "1", reference, is_holder=False)
+    alone = watch()
+    alone.judge_by(reference, "reference.json")
+    now = 1_000_000.0
+    for k in range(12):
+        rows = drawn(100, 10 + k, shift=0.0 if k < 6 else 1.0)
+        first.count(rows[:70])
+        second.count(rows[70:])
+        alone.count(observations(rows, 100))
+        if k == 7:
+            # The holder dies between judging and its next save: what it judged since is judged
+            # again from the counts, by who takes the lease.
+            first.watch.save()
+            saved = k
+            first.shared.is_holder = False
+            second.shared.is_holder = True
+        holder = first if k < 7 else second
+        holder.watch.tick(now + k)
+        alone.tick(now + k)
+
+    assert saved == 7
+    assert second.watch.monitor is not None
+    assert alone.monitor is not None
+    assert second.watch.monitor.n_rows == 1200
+    assert second.watch.monitor.to_bytes() == alone.monitor.to_bytes()
+    assert [alarm.level for alarm in second.watch.monitor.alarms]
+    assert second.watch.report("total")["report"]["n_rows"] == 1200
+    second.watch.save()
+    # The one that does not judge answers from what the holder has written.
+    assert first.watch.report("total")["report"] == second.watch.report("total")["report"]
+
+
+def test_what_was_not_saved_is_judged_again_from_the_counts(tmp_path: Path) -> None:
+    """A holder that never saved: the next one has every row all the same."""
+    reference = profile()
+    first = Worker(tmp_path, "0", reference, is_holder=True)
+    first.count(drawn(300, 3, shift=1.0))
+    first.watch._saved_at = float("inf")  # It dies before the second is over.
+    first.watch.tick(1000.0)
+    assert not list((tmp_path / "monitors").glob("*.state"))
+
+    second = Worker(tmp_path, "1", reference, is_holder=True)
+    second.watch.tick(1001.0)
+
+    assert second.watch.monitor is not None
+    assert second.watch.monitor.n_rows == 300
+
+
+def test_evidence_outlives_a_restart_of_a_server_alone(tmp_path: Path) -> None:
+    """Without shared counts: conclusions are read back, rows counted before are not again."""
+    reference = profile()
+    for part in range(3):
+        shared = Shared(tmp_path)
+        shared.is_holder = True
+        seen = watch(shared=shared)
+        seen.judge_by(reference, "reference.json")
+        seen.count(observations(drawn(200, 5 + part), 50))
+        seen.catch_up()
+        seen.save()
+
+        assert seen.monitor is not None
+        assert seen.monitor.n_rows == 200 * (part + 1)
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 10_000])
+def test_a_damaged_state_is_left_and_monitoring_begins_anew(tmp_path: Path, damage: bytes) -> None:
+    """Half a file, or another one's: said in the log, never an error of the server."""
+    shared = Shared(tmp_path)
+    shared.is_holder = True
+    seen = watch(shared=shared)
+    seen.judge_by(profile(), "reference.json")
+    assert seen._file is not None
+    seen._file.write_bytes(damage)
+    seen.count(observations(drawn(60, 5), 50))
+    seen.catch_up()
+
+    assert seen.monitor is not None
+    assert seen.monitor.n_rows == 60
+
+
+def test_a_directory_that_cannot_be_written_costs_nothing_but_the_state(tmp_path: Path) -> None:
+    """Counted as an error of the observer; reports go on."""
+    (tmp_path / "file").write_text("not a directory")
+    shared = Shared(tmp_path / "file" / "monitors")
+    shared.is_holder = True
+    seen = watch(shared=shared)
+    seen.judge_by(profile(), "reference.json")
+    seen.count(observations(drawn(60, 5), 50))
+    seen.catch_up()
+    seen.save()
+
+    assert seen.meters.errors.value >= 1
+    assert seen.report("total")["report"]["n_rows"] == 60
+
+
+def test_what_happens_to_alarms_is_told() -> None:
+    """Opened, acknowledged: each once, with the name that acknowledges it."""
+    seen = watch()
+    seen.judge_by(profile(), "reference.json")
+    seen.count(observations(drawn(500, 6, shift=2.0), 50))
+    seen.catch_up()
+    opened = [told for told in seen.told if told.what == "opened"]
+    seen.told.clear()
+    seen.acknowledge(opened[0].first, before=float("inf"))
+
+    assert {told.id for told in opened} >= {"m-1-1"}
+    assert [(told.what, told.id) for told in seen.told] == [
+        ("acknowledged", told.id) for told in opened
+    ]
+    assert seen.meters.pages.value == 1
+
+
+def test_the_new_normal_is_the_rows_of_a_window(tmp_path: Path) -> None:
+    """Accepted, drifted rows are quiet, and the profile is written beside the others."""
+    seen = watch(references=tmp_path)
+    seen.judge_by(profile(), "reference.json")
+    seen.count(observations(drawn(3000, 7, shift=1.0), 50))
+    made = seen.accept("total")
+    assert seen.monitor is not None
+    assert made.n_rows == 3000
+    assert Profile.from_json((tmp_path / f"{made.digest}.json").read_bytes()) == made
+
+    seen.count(observations(drawn(1000, 8, shift=1.0), 50))
+    seen.catch_up()
+
+    assert seen.monitor.alarms == ()
+    assert seen.source == "accepted"

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitors import BinMismatchError, Monitor, Profile, ProfileMismatchError
+from monitors import BinMismatchError, Budget, Monitor, Profile, ProfileMismatchError
 from monitors.counts import add, share, subtract
+
+ROWS = Budget(rows=500_000)
 
 counts = st.lists(st.integers(0, 10**12), min_size=4, max_size=4).map(
     lambda values: np.array(values, np.int64)
@@ -42,7 +44,7 @@ def test_counts_of_two_monitors_add_to_those_of_one() -> None:
     random = np.random.default_rng(1)
     rows = {"x": random.normal(size=1000), "s": random.choice(["a", "b", "c"], 1000)}
     profile = Profile.fit(rows)
-    whole, left, right = (Monitor(profile, window_rows=300) for _ in range(3))
+    whole, left, right = (Monitor(profile, budget=ROWS) for _ in range(3))
     whole.update(rows)
     left.update({name: column[:413] for name, column in rows.items()})
     right.update({name: column[413:] for name, column in rows.items()})
@@ -56,7 +58,9 @@ def test_counts_of_two_monitors_add_to_those_of_one() -> None:
 
 def test_counts_of_two_profiles_do_not_add() -> None:
     """Bins of another reference are other bins, even when there are as many."""
-    one, two = (Monitor(Profile.fit({"x": np.arange(100.0) + shift})) for shift in (0, 1))
+    one, two = (
+        Monitor(Profile.fit({"x": np.arange(100.0) + shift}), budget=ROWS) for shift in (0, 1)
+    )
 
     with pytest.raises(ProfileMismatchError, match="do not add up"):
         one.counts + two.counts
@@ -65,7 +69,7 @@ def test_counts_of_two_profiles_do_not_add() -> None:
 
 def test_counts_cannot_be_changed_from_outside() -> None:
     """What a monitor hands out is a copy that refuses writing."""
-    monitor = Monitor(Profile.fit({"x": np.arange(100.0)}))
+    monitor = Monitor(Profile.fit({"x": np.arange(100.0)}), budget=ROWS)
     monitor.update({"x": np.arange(10.0)})
 
     with pytest.raises(ValueError, match="read-only"):

@@ -143,7 +143,7 @@ def edited(**changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": 2}, "format 2"),
+        ({"format": 3}, "format 3"),
         ({"format": True}, "format.*integer"),
         ({"format": KeyError}, "format.*lacking"),
         ({"n_rows": 0}, "n_rows.*between"),

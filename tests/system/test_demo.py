@@ -179,8 +179,15 @@ def picture(raw: str) -> str:
 
 
 def settled(text: str) -> list[str]:
-    """Lines without what differs from run to run: the port, the folder, the seconds."""
+    """Lines without what differs from run to run: the port, the folder, the seconds.
+
+    Nor the blocks in which an alarm begins and ends: they are cut by time, and may be those of
+    another month.
+    """
     same = re.sub(r"127\.0\.0\.1:\d+|/tmp/\S+|after \S+ s", "X", text)
+    same = re.sub(r"^    [-+] .*\n", "", same, flags=re.MULTILINE)
+    same = re.sub(rf"^((?:{'|'.join(MONTHS)}) .*) +[-\d]$", r"\1", same, flags=re.MULTILINE)
+    same = re.sub(r"since [A-Z]\w+", "since X", same.replace("!", " "))
     return [line.rstrip() for line in same.rstrip().splitlines()]
 
 

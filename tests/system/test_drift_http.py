@@ -125,26 +125,40 @@ def client(server: Server) -> Iterator[httpx.Client]:
 # -- drift and no drift
 
 
-def test_shifted_rows_raise_an_alarm_in_two_windows_and_on_what_shifted_only(
-    client: httpx.Client,
-) -> None:
+def test_shifted_rows_raise_one_page_on_what_shifted_only(client: httpx.Client) -> None:
     """N(1, 1) against N(0, 1): the index of the densities is exactly 1, of ten bins a bit less.
 
-    The first window alone raises nothing; the second does, on the input and the output made of it.
+    One page names the input and the output made of it; it is acknowledged by its name.
     """
-    send(client, "shifted", draw_rows(WINDOW, seed=1, shift=1.0))
-    first = report_of(client, "shifted")
-    send(client, "shifted", draw_rows(WINDOW, seed=2, shift=1.0))
+    send(client, "shifted", draw_rows(2 * WINDOW, seed=1, shift=1.0))
     second = report_of(client, "shifted")
+    samples = samples_of(client)
 
-    assert first["report"]["index"] == 1
-    assert first["report"]["alarms"] == []
     assert second["rows_observed"] == 2 * WINDOW
-    assert second["report"]["n_rows"] == WINDOW
+    assert WINDOW <= second["report"]["n_rows"] < 2 * WINDOW
     assert not second["report"]["is_partial"]
-    alarms = {alarm["channel"]: alarm for alarm in second["report"]["alarms"]}
-    assert set(alarms) == {"input:amount", "output:twice"}
-    assert alarms["input:amount"]["since"] == 1
+    pages = [alarm for alarm in second["report"]["alarms"] if alarm["level"] == "page"]
+    alarms = {alarm["channel"]: alarm for alarm in pages}
+    assert {"input:amount", "output:twice"} <= set(alarms)
+    assert {alarm["feature"] for alarm in pages} <= {"input:amount", "output:twice", ""}
+    assert len({alarm["episode"] for alarm in pages}) == 1
+    assert alarms["input:amount"]["since_row"] < WINDOW
+    assert alarms["input:amount"]["evidence"] > 100
+    assert samples["driftgate_alarms_total", "page", "shifted", "2"] == 1
+    assert samples["driftgate_drift_evidence", "input:amount", "shifted", "2"] >= 0
+    # One episode for all of them, which is seen by its name in the event log.
+    (episode,) = client.get("/alarms", params={"model": "shifted"}).json()["alarms"]
+    told = client.post(f"/admin/alarms/{episode['id']}/ack", json={})
+    assert told.json()["state"] == "acknowledged"
+    wait_until(
+        lambda: all(
+            alarm["acknowledged_row"] is not None
+            for alarm in report_of(client, "shifted")["report"]["alarms"]
+            if alarm["level"] == "page"
+        ),
+        "the monitor knows that it was seen",
+    )
+    alarms = {"input:amount": alarms["input:amount"], "output:twice": alarms["output:twice"]}
     channels = {c["name"]: c for c in second["report"]["channels"]}
     for name in alarms:
         psi = channels[name]["scores"]["psi"]
@@ -162,29 +176,28 @@ def test_unshifted_rows_raise_no_alarm(client: httpx.Client) -> None:
     send(client, "steady", draw_rows(10 * WINDOW, seed=3))
     found = report_of(client, "steady")
 
-    assert found["report"]["index"] == 10
     assert found["report"]["alarms"] == []
     for channel in found["report"]["channels"]:
         assert channel["scores"]["psi"]["value"] < 0.1
 
 
 def test_a_report_counts_exactly_what_was_sent(client: httpx.Client) -> None:
-    """Shares of the categories are those of the rows sent, also in the open window."""
-    rows = draw_rows(WINDOW + 120, seed=4)
+    """Shares of the categories are those of the rows sent, and an hour holds them all."""
+    rows = draw_rows(WINDOW - 120, seed=4)
     rows["place"][:30] = "elsewhere"
     send(client, "exact", rows, at_once=31)
     last = channels_of(client, "exact", window="last")["input:place"]
-    filling = report_of(client, "exact", window="current")["report"]
+    hour = report_of(client, "exact", window="1h")["report"]
     total = channels_of(client, "exact", window="total")["input:place"]
 
-    for channel, part in ((last, rows["place"][:WINDOW]), (total, rows["place"])):
+    for channel, part in ((last, rows["place"]), (total, rows["place"])):
         seen = Counter(part.tolist())
         shares = dict(zip(channel["bins"], channel["current"], strict=True))
         for level in LEVELS:
             assert shares[level] == pytest.approx(seen[level] / len(part), abs=1e-12)
         assert shares["unseen"] == pytest.approx(30 / len(part), abs=1e-12)
         assert channel["scores"]["unseen_rate"]["value"] == pytest.approx(30 / len(part))
-    assert (filling["n_rows"], filling["is_partial"]) == (120, True)
+    assert (hour["n_rows"], hour["is_partial"]) == (WINDOW - 120, True)
 
 
 def test_scores_agree_with_their_own_histograms(client: httpx.Client) -> None:
@@ -282,7 +295,7 @@ def test_the_command_asks_for_what_was_typed_and_nothing_else(
 def test_a_profile_that_fits_in_part_says_which_columns_do_not(client: httpx.Client) -> None:
     """A wrong type and a strange name are problems by name; the rest is watched."""
     send(client, "partly", draw_rows(60, seed=10))
-    found = report_of(client, "partly", window="current")
+    found = report_of(client, "partly", window="total")
     problems = " | ".join(found["problems"])
 
     assert [c["name"] for c in found["report"]["channels"]] == ["input:count"]
@@ -340,7 +353,7 @@ def test_a_reference_is_adopted_from_served_rows_and_outlives_a_restart(tmp_path
         assert asked.returncode == 0, asked.stderr
         assert report_of(client, "m")["adopting"] == {"rows": 0, "of": 1000}
         send(client, "m", draw_rows(1000, seed=12))
-        adopted = report_of(client, "m", window="current")
+        adopted = report_of(client, "m", window="total")
         send(client, "m", draw_rows(2 * WINDOW, seed=13, shift=1.5))
         shifted = report_of(client, "m")
     with serve(tmp_path, settings) as server, server.client() as client:
@@ -349,10 +362,13 @@ def test_a_reference_is_adopted_from_served_rows_and_outlives_a_restart(tmp_path
 
     assert adopted["reference"]["rows"] == 1000
     assert adopted["report"]["n_rows"] == 0
-    assert {"input:amount", "output:twice"} == {a["channel"] for a in shifted["report"]["alarms"]}
+    assert {"input:amount", "output:twice"} <= {a["channel"] for a in shifted["report"]["alarms"]}
     assert again["reference"]["digest"] == adopted["reference"]["digest"]
-    assert again["report"]["alarms"] == []
-    assert all(c["scores"]["psi"]["value"] < 0.25 for c in again["report"]["channels"])
+    # Conclusions outlive the restart, too: what was raised is still open, or was seen to end.
+    assert (
+        again["report"]["since"] == shifted["report"]["since"]
+        or again["report"]["n_rows"] >= WINDOW
+    )
 
 
 def test_a_registry_that_cannot_be_written_still_lets_adopt(tmp_path: Path) -> None:
