@@ -228,6 +228,11 @@ class _Model:
     changed: tuple[int, ...] = ()
     withdrawn: frozenset[int] = frozenset()
 
+    @property
+    def made(self) -> tuple[object, ...]:
+        """What was made of it: equal when nothing has changed."""
+        return (self.versions, self.problems, self.pending, self.changed, self.withdrawn)
+
 
 class Reader:
     """Looks at a registry directory as often as wanted.
@@ -253,22 +258,30 @@ class Reader:
         self._settle_s = settle_s
         self._clock = clock
         self._wall_clock = wall_clock
+        self._place = str(root)
         self._models: dict[str, _Model] = {}
+        self._strays: list[str] = []
+        self._last = Catalog({}, ())
+        self._stamp: tuple[int, ...] = ()
+        self._changed_at = 0.0
+        self._present: list[str] = []
+        self._looks = 0
         self._turn = 0
         self._is_first = True
 
     def look(self) -> Catalog:
-        """What is there now.
+        """What is there now; the same object as before when nothing has changed.
 
         Raises
         ------
         RegistryError : the directory cannot be read; what was seen before is remembered.
         """
         now = self._clock()
-        present = _entries(self._root)
+        present = self._list(now)
         in_turn = self._in_turn(present)
         known: dict[str, _Model] = {}
         strays: list[str] = []
+        is_same = True
         for name in present:
             model = self._models.get(name)
             if model is None:
@@ -280,9 +293,14 @@ class Reader:
                 model = _Model(name, changed_at=now)
             known[name] = model
             if self._is_due(model, now) or name in in_turn:
+                before = model.made
                 self._review(model, now, is_whole=name in in_turn)
-        self._models, self._is_first = known, False
-        return _catalog(known, strays)
+                is_same = is_same and model.made == before
+        # Thousands of models that are as they were are not put together again.
+        if not is_same or strays != self._strays or known.keys() != self._models.keys():
+            self._last = _catalog(known, strays)
+        self._models, self._strays, self._is_first = known, strays, False
+        return self._last
 
     def admit(self, files: VersionFiles, digest: str) -> None:
         """Say that this version was opened and holds these bytes: from now on it must keep them."""
@@ -290,6 +308,19 @@ class Reader:
         seen = None if model is None else model.seen.get(files.version)
         if seen is not None and seen.fingerprint == files.fingerprint:
             seen.digest = digest
+
+    def _list(self, now: float) -> list[str]:
+        """Names of the models' directories; listed again when the root says that it changed."""
+        try:
+            stamp = _stamp(self._root.stat())
+        except OSError:
+            stamp = ()
+        if stamp != self._stamp or not stamp:
+            self._stamp, self._changed_at = stamp, now
+        self._looks += 1
+        if now - self._changed_at <= _RACY_S or self._looks % _SLICE == 0 or self._is_first:
+            self._present = _entries(self._root)
+        return self._present
 
     def _in_turn(self, present: list[str]) -> set[str]:
         """Models whose files are looked at this time, a slice of them each time."""
@@ -302,7 +333,7 @@ class Reader:
     def _is_due(self, model: _Model, now: float) -> bool:
         """Whether the directory of a model has changed, or is not settled yet."""
         try:
-            stamp = _stamp(os.stat(f"{self._root}/{model.name}"))  # noqa: PTH116  for thousands
+            stamp = _stamp(os.stat(f"{self._place}/{model.name}"))  # noqa: PTH116  for thousands
         except OSError:
             stamp = ()
         if stamp != model.stamp:
@@ -398,7 +429,7 @@ class Reader:
 
 def _catalog(known: Mapping[str, _Model], strays: list[str]) -> Catalog:
     models: dict[str, tuple[VersionFiles, ...]] = {}
-    problems = strays
+    problems = list(strays)
     pending: dict[tuple[str, int], str] = {}
     changed: set[tuple[str, int]] = set()
     gone: set[tuple[str, int]] = set()
