@@ -26,6 +26,7 @@ from registry.store import FileDigest
 
 RUNTIME = f"onnxruntime {onnxruntime.__version__}"
 _MIB = 1 << 20
+_BYTES_A_SECOND = 50_000_000
 _CHILD = ("-P", "-m", "gateway.admission.child")
 
 
@@ -34,7 +35,8 @@ class Bounds:
     """What a model may take until it is opened and has answered once."""
 
     seconds: float = 30.0
-    """From the start of the child to its verdict; CPU time is bounded by the same."""
+    """From the start of the child to its verdict, and one more for each 50 MB of files; CPU time
+    is bounded by the same."""
     memory_bytes: int = 512 * _MIB
     """Beyond what the child needs before it opens the model, and four times the size of its
     files."""
@@ -82,9 +84,10 @@ def admit(directory: Path, bounds: Bounds = BOUNDS) -> Admitted:
     """
     size = _check_files(directory, bounds)
     memory = bounds.memory_bytes + 4 * size
+    seconds = bounds.seconds + size // _BYTES_A_SECOND
     command = [
         *(sys.executable, *_CHILD),
-        *(str(directory / catalog.MODEL_FILE), str(memory), str(bounds.seconds)),
+        *(str(directory / catalog.MODEL_FILE), str(memory), str(seconds)),
         str(os.getpid()),
     ]
     with subprocess.Popen(  # noqa: S603  our own interpreter and module
@@ -97,7 +100,7 @@ def admit(directory: Path, bounds: Bounds = BOUNDS) -> Admitted:
     ) as child:
         is_late = False
         try:
-            written, _ = child.communicate(timeout=bounds.seconds)
+            written, _ = child.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             is_late = True
             child.kill()
@@ -109,7 +112,7 @@ def admit(directory: Path, bounds: Bounds = BOUNDS) -> Admitted:
     if report.admitted is not None:
         return report.admitted
     raise VersionRefusedError(
-        report.refused or _end(report.stage, child.returncode, is_late, bounds)
+        report.refused or _end(report.stage, child.returncode, seconds, is_late=is_late)
     )
 
 
@@ -197,10 +200,10 @@ def _last(written: bytes) -> Report:
     return Report()
 
 
-def _end(stage: str, code: int, is_late: bool, bounds: Bounds) -> str:
+def _end(stage: str, code: int, seconds: float, *, is_late: bool) -> str:
     doing = {"run": "answered a row of zeros", "open": "was opened"}.get(stage, "was looked at")
     if is_late or code == -signal.SIGXCPU:
-        return f"cannot be served: {bounds.seconds:g} s were over before it {doing}"
+        return f"cannot be served: {seconds:g} s were over before it {doing}"
     if code < 0:
         name = signal.Signals(-code).name
         return f"cannot be served: the process that looked at it died before it {doing} ({name})"

@@ -1,5 +1,6 @@
 """A model file becomes a version whole or not at all, whoever else publishes and whatever fails."""
 
+import contextlib
 import errno
 import json
 import os
@@ -37,6 +38,7 @@ from registry.catalog import VersionFiles
 from registry.errors import ManifestError, UntrustedError
 from registry.manifest import Runtime, SignatureEntry, TensorEntry
 from tests import models
+from tests.serving import wait_until
 
 
 @pytest.fixture
@@ -517,6 +519,32 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("trusting")
+def test_a_killed_publisher_takes_its_child_along(tmp_path: Path, registry: Path) -> None:
+    """The process that opens a model must not go on for nobody."""
+    source = put(tmp_path, models.slow(n_rounds=10_000_000))
+    code = (
+        "import sys; from pathlib import Path; from gateway.publisher import publish;"
+        "publish(Path(sys.argv[1]), 'fraud', Path(sys.argv[2]))"
+    )
+
+    def children() -> list[str]:
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes()
+                if b"gateway.admission.child" in words and str(registry).encode() in words:
+                    found.append(entry.name)
+        return found
+
+    with subprocess.Popen([sys.executable, "-c", code, str(registry), str(source)]) as publisher:
+        wait_until(lambda: bool(children()), "the child runs")
+        publisher.kill()
+    wait_until(lambda: not children(), "the child is gone")
+
+    assert publish(registry, "fraud", put(tmp_path, models.constant(1))).version == 1
+    assert staged(registry) == []
+
+
 def test_lineage_may_hold_anything_that_json_holds(tmp_path: Path, registry: Path) -> None:
     """And comes back as it went."""
     lineage: dict[str, Any] = {"parents": [{"model": "fraud", "version": 6}], "é": [None, 1.5]}
