@@ -25,6 +25,7 @@ from gateway.endpoints import (
     monitor,
     openapi,
     pages,
+    performance,
     repository,
     revisions,
 )
@@ -118,6 +119,7 @@ class App:
             *repository.endpoints(self.plane),
             *monitor.endpoints(self.plane, self.observer, self.telemetry),
             *alarms.endpoints(self.alarms),
+            *performance.endpoints(self.plane, self.predictions),
             *labels.endpoints(self.plane, self.predictions, self.telemetry),
             *admin.endpoints(self.plane, self.observer),
             *revisions.endpoints(self.plane, revisions.Door(config, self.plane)),

@@ -158,7 +158,7 @@ class LabelsConfig:
     refused."""
     url: str = ""
     """The database: `sqlite:///FILE`, or `postgresql://...` for several hosts; empty:
-    `labels.sqlite3` in the state directory."""
+    `labels.sqlite3` in the run directory."""
     days: float = 30.0
     """A prediction waits so many days for its label; its id is remembered for twice as long."""
     bytes_max: int = 1024 * 1024 * 1024
@@ -395,7 +395,7 @@ class ServerConfig:
         scheme, _, rest = self.labels.url.partition("://")
         if scheme.startswith("postgres"):
             return f"postgresql+psycopg://{rest}"
-        return self.labels.url or f"sqlite:///{self.state_path / 'labels.sqlite3'}"
+        return self.labels.url or f"sqlite:///{self.run_path / 'labels.sqlite3'}"
 
 
 @dataclass(frozen=True, slots=True)

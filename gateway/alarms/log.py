@@ -28,7 +28,7 @@ _SLUG = re.compile(r"[^A-Za-z0-9_.-]+")
 _RUNBOOK = (
     "1. see what moved: driftgate drift {model} --version {version}; "
     "2. seen, and being worked on: driftgate alarm ack {id}; "
-    "3. it is the new normal: driftgate drift adopt {model}; "
+    "3. it is the new normal: driftgate drift accept {model}; "
     "4. the model is wrong now: put an earlier version back, or retrain"
 )
 

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from gateway.cli import output
-from gateway.errors import BadRequestError
+from gateway.errors import BadRequestError, GatewayError, StartError
 
 _PSI_FULL = 0.5
 _WIDE = 100
@@ -44,7 +44,12 @@ def drift(
         case [model]:
             query = {"window": window} | {name: str(number) for name, number in chosen.items()}
             report = call(url, "GET", f"/drift/{quote(model, safe='')}", query=query)
-            output.print_json(report) if as_json else print_report(report)
+            right = _performance(url, model, chosen)
+            if as_json:
+                output.print_json({**report, "performance": right})
+            else:
+                print_report(report)
+                print_performance(right)
         case ["adopt", model]:
             path = f"/admin/models/{quote(model, safe='')}/reference"
             call(url, "POST", path, body={"rows": rows, **chosen})
@@ -111,6 +116,51 @@ def _moment(seconds: float) -> str:
 
 def _odds(evidence: float) -> str:
     return f"{evidence:,.0f} : 1" if evidence < 1e9 else f"{evidence:.0e} : 1"
+
+
+def _performance(url: str, model: str, chosen: dict[str, int]) -> dict[str, Any] | None:
+    """How right the version was; None where no labels are kept."""
+    from gateway.outgoing import call
+
+    query = {name: str(number) for name, number in chosen.items()}
+    try:
+        found: dict[str, Any] = call(
+            url, "GET", f"/drift/{quote(model, safe='')}/performance", query=query
+        )
+    except StartError:
+        raise
+    except GatewayError:
+        return None
+    return found
+
+
+def print_performance(found: dict[str, Any] | None) -> None:
+    """What labels say, beside what scores alone would say."""
+    if found is None or not found["n_predictions"]:
+        return
+    console = output.console
+    console.print(
+        f"performance, last 30 days: {found['n_labelled']} of {found['n_predictions']}"
+        f" predictions have labels ({found['task']}, output {escape(found['output'])})"
+    )
+    realised, estimated = found["realised"] or {}, found["estimated"] or {}
+    shown = output.table("", "by labels", "95 %", "estimated", right=["by labels", "estimated"])
+    for name in dict.fromkeys((*realised, *estimated)):
+        by_labels, by_scores = realised.get(name) or {}, estimated.get(name) or {}
+        bounds = [_number(by_labels.get(bound)) for bound in ("low", "high")]
+        shown.add_row(
+            name.replace("_", " "),
+            _number(by_labels.get("value")),
+            " to ".join(bounds) if by_labels else "",
+            _number(by_scores.get("value")) if by_scores else "",
+        )
+    console.print(shown)
+    if found["estimated_means"]:
+        console.print(f"estimated: {found['estimated_means']}", style="dim", markup=False)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _channel_table(found: dict[str, Any]) -> Any:

@@ -556,6 +556,25 @@ CONTENTS: Mapping[str, Content] = {
     "AckRequest": Content(
         JSON, {**_object({}, {"by": _TEXT, "note": _TEXT}), "additionalProperties": False}
     ),
+    "Performance": Content(JSON, _object({
+        "model": _NAME,
+        "version": _COUNT,
+        "since": {"type": "number"},
+        "output": _TEXT,
+        "task": {"enum": ["binary", "multiclass", "regression"]},
+        "n_predictions": _COUNT,
+        "n_labelled": _COUNT,
+        "realised": {"type": ["object", "null"]},
+        "estimated": {"type": ["object", "null"]},
+        "cohorts": _list_of(_ANY),
+    })),
+    "Outcomes": Content(JSON, _object({
+        "model": _NAME,
+        "since": {"type": "number"},
+        "control": _TEXT,
+        "variants": _ANY,
+        "differences": _ANY,
+    })),
     "AdminModels": Content(JSON, _object({"models": _list_of(_ABOUT_MODEL)})),
     "AdminModel": Content(JSON, _ABOUT_MODEL),
     "AdminVersion": Content(

@@ -224,6 +224,21 @@ class Store:
             for row in reversed(found)
         ]  # fmt: skip
 
+    def outputs(
+        self, model: str, version: int, *, since: float = 0.0, rows_max: int = 1_000_000
+    ) -> list[tuple[dict[str, Any], float]]:
+        """Outputs, and the probability of being kept, of the newest predictions of a version."""
+        p = _predictions.c
+        query = (
+            sa.select(p.outputs, p.sampled)
+            .where(p.model == model, p.version == version, p.time >= since, p.outputs.is_not(None))
+            .order_by(p.time.desc())
+            .limit(rows_max)
+        )
+        with self._reading() as connection:
+            found = connection.execute(query).all()
+        return [(msgpack.unpackb(outputs), sampled) for outputs, sampled in found]
+
     def exported(
         self, model: str, *, since: float = 0.0, until: float = float("inf"), chunk: int = 10_000
     ) -> Iterator[list[Exported]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import msgpack
+import numpy as np
 import pytest
 
 from gateway.labels.rows import Kept, pack
@@ -25,9 +26,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     registry = tmp_path_factory.mktemp("labels")
     models.put(registry, "m", 1, models.identity())
     models.put(registry, "words", 1, models.identity("BYTES"))
-    settings = {"state_dir": registry / "state", "labels.sample": 100}
+    models.put(registry, "judged", 1, models.identity())
+    settings = {"run_dir": registry / "run", "labels.sample": 100}
     with serve(registry, settings) as running:
-        running.store = Store(f"sqlite:///{registry / 'state' / 'labels.sqlite3'}")
+        running.store = Store(f"sqlite:///{registry / 'run' / 'labels.sqlite3'}")
         yield running
         running.store.close()
 
@@ -150,6 +152,34 @@ def test_every_verdict_is_told_with_its_reason(server: Server, client: httpx.Cli
     metrics = client.get("/metrics").text
     assert 'driftgate_labels_total{is="conflict"} 1.0' in metrics
     assert 'driftgate_degraded{what="labels"} 0.0' in metrics
+
+
+def test_performance_is_told_by_labels_and_without(client: httpx.Client) -> None:
+    """Scores that mean what they say: realised accuracy near the estimate; by day; by command."""
+    random = np.random.default_rng(3)
+    scores = random.uniform(0.01, 0.99, 400).round(4)
+    truth = (random.uniform(size=400) < scores).astype(int).tolist()
+    body = request(tensor("x", "FP32", [400], scores.tolist()))
+    head = {"x-request-id": "judged"}
+    assert client.post("/v2/models/judged/infer", json=body, headers=head).status_code == 200
+    before = client.get("/drift/judged/performance").json()
+    assert counts(send(client, [{"id": "judged", "label": truth}])) == {"joined": 400}
+    after = client.get("/drift/judged/performance", params={"days": 1}).json()
+
+    assert (before["n_labelled"], before["realised"]) == (0, None)
+    assert (after["n_predictions"], after["n_labelled"], after["task"]) == (400, 400, "binary")
+    realised, estimated = after["realised"]["accuracy"], after["estimated"]["accuracy"]
+    right = np.mean((scores >= 0.5) == truth)
+    assert realised["value"] == pytest.approx(right, abs=1e-6)
+    assert realised["low"] < estimated["value"] < realised["high"]
+    assert "blind to concept drift" in after["estimated_means"]
+    assert [day["n"] for day in after["cohorts"]] == [400]
+    shown = driftgate("drift", "judged", "--server", str(client.base_url)).stdout
+    assert "400 of 400 predictions have labels" in shown
+    for path, status in (("/drift/judged/performance?days=0", 400), ("/drift/no/performance", 404)):
+        assert client.get(path).status_code == status
+    outcomes = client.get("/drift/judged/outcomes").json()
+    assert outcomes["variants"]["champion"]["labels"] == 400
 
 
 @pytest.mark.parametrize(
