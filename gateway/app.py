@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import logging
+import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from gateway import __version__
 from gateway.access import Access
 from gateway.alarms import AlarmLog
 from gateway.config import ServerConfig
+from gateway.controller import Controller, deaths_of, readiness
 from gateway.endpoints import (
     about,
     admin,
@@ -28,10 +31,12 @@ from gateway.endpoints import (
     performance,
     repository,
     revisions,
+    rollouts,
 )
 from gateway.endpoints.predict import Predict, is_prediction
 from gateway.endpoints.route import Endpoint, no_such_path, routes
 from gateway.endpoints.stream import Stream, is_stream
+from gateway.exposures import Exposures
 from gateway.labels import PredictionLog
 from gateway.labels.log import LogMeters
 from gateway.labels.rows import Bounds
@@ -112,8 +117,11 @@ class App:
             self.carrier = carrier.Carrier(self.plane, self.access, grpc_host)
         self.predictions = _prediction_log(config, self.telemetry)
         self.plane.predictions = self.predictions
+        self.exposures, self.controller = _rollouts(config, self.plane, place)
+        self.plane.exposures = self.exposures
         self._predict = Predict(self.plane, self.access)
         self._stream = Stream(self.plane, self.access)
+        door = revisions.Door(config, self.plane)
         self.endpoints: list[Endpoint] = [
             *about.endpoints(self.plane, self.access),
             *repository.endpoints(self.plane),
@@ -122,7 +130,8 @@ class App:
             *performance.endpoints(self.plane, self.predictions),
             *labels.endpoints(self.plane, self.predictions, self.telemetry),
             *admin.endpoints(self.plane, self.observer),
-            *revisions.endpoints(self.plane, revisions.Door(config, self.plane)),
+            *revisions.endpoints(self.plane, door),
+            *rollouts.endpoints(self.plane, door),
             *contracts.endpoints(self.plane, self._predict),
             *openapi.endpoints(self.plane, self.declared),
             *pages.endpoints(self.plane, self.declared),
@@ -157,6 +166,7 @@ class App:
         self.observer.start()
         loading = asyncio.create_task(self._load())
         refreshing = asyncio.create_task(self._refresh())
+        rolling = asyncio.create_task(self._roll())
         if self._is_joining:
             # Others answer meanwhile, or clients wait in the queue of the socket: better than 503.
             await asyncio.wait([loading], timeout=_JOIN_S_MAX)
@@ -169,7 +179,10 @@ class App:
                 await self.carrier.stop()
             loading.cancel()
             refreshing.cancel()
-            await asyncio.gather(loading, refreshing, return_exceptions=True)
+            rolling.cancel()
+            await asyncio.gather(loading, refreshing, rolling, return_exceptions=True)
+            self.exposures.close()
+            self.controller.close()
             await self.sync.close()
             await self.observer.stop()
             if self.predictions is not None:
@@ -186,6 +199,17 @@ class App:
             await asyncio.sleep(_REFRESH_S)
             self.access.refresh()
             self.telemetry.refresh()
+
+    async def _roll(self) -> None:
+        """Once a second: say what variants met, and look at the rollouts if it is our turn."""
+        while True:
+            await asyncio.sleep(_REFRESH_S)
+            try:
+                for exposure, data in self.exposures.snapshots():
+                    await asyncio.to_thread(exposure.write, data)
+                self.exposures.follow(await asyncio.to_thread(self.controller.tick))
+            except Exception:  # noqa: BLE001  fail static: weights stay where they are
+                event("rollouts_failed", logging.ERROR, exc=True)
 
     async def _load(self) -> None:
         try:
@@ -272,4 +296,24 @@ def _prediction_log(config: ServerConfig, telemetry: Telemetry) -> PredictionLog
         ),
         elements_max=kept.elements_max,
         with_inputs=kept.inputs,
+    )
+
+
+def _rollouts(
+    config: ServerConfig, plane: DataPlane, place: Place | None
+) -> tuple[Exposures, Controller]:
+    """What counts for rollouts, and what moves them."""
+    run_dir = None if place is None else place.run_dir
+    host = re.sub(r"[^A-Za-z0-9._-]", "_", socket.gethostname())
+    slot = "0" if place is None else place.name
+    return (
+        Exposures(config.state_path, run_dir or config.run_path, f"{host}-{slot}"),
+        Controller(
+            config.state_path,
+            run_dir or config.run_path,
+            lambda: revisions.Known(Path(config.registry), plane),
+            host,
+            workers=readiness(config.state_path),
+            deaths=deaths_of(run_dir),
+        ),
     )

@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from gateway import exposures
-from gateway.exposures import KINDS, N_BINS, Exposures, Slot
+from gateway.exposures import KINDS, N_BINS, Slot
 from gateway.telemetry import event
 from monitors.guards import slow, verdict
 from monitors.guards.bets import CANDIDATE, CONTROL
@@ -28,7 +28,7 @@ from monitors.guards.evidence import Evidence, Weight, count
 from monitors.guards.units import Units
 from monitors.guards.verdict import Exposure as Seen
 from monitors.guards.verdict import Guard, Peaks, Verdict
-from registry import changes, rollouts, store
+from registry import buckets, changes, rollouts, store, workers
 from registry.changes import Known
 from registry.errors import ConflictError, RegistryError, RolloutError, WriteError
 from registry.revisions import ModelState, Revision, Revisions
@@ -93,6 +93,16 @@ class Folded:
                 else:
                     count(self.counted.events.setdefault(name, {}), weight, at)
 
+    def died(self, rollout: Rollout, in_hand: tuple[int, int]) -> None:
+        """A worker died: one bad event for each variant that it had a request of in hand."""
+        candidate = round(rollout.weight * buckets.N / 100)
+        weight = (candidate, buckets.N - candidate)
+        for at, n in enumerate(in_hand):
+            if n > 0:
+                count(self.counted.events.setdefault("error", {}), weight, at)
+                every = self.counted.all_events.setdefault("error", np.zeros(2, np.int64))
+                every[at] += 1
+
     def units_met(self, evidence: Evidence) -> int:
         """Units that the candidate met: sticky ones by their hashes, others one by one."""
         met = self.units["met"]
@@ -131,7 +141,6 @@ class Controller:
         state_dir: Path,
         run_dir: Path | None,
         known: Callable[[], Known],
-        own: Exposures,
         host: str,
         *,
         workers: Workers,
@@ -145,14 +154,12 @@ class Controller:
         Parameters
         ----------
         known : what there is to point at
-        own : the exposures of this worker, where deaths of others are counted
         drifts : alarms that are open for a model, as sentences
         now : seconds of UTC, for the durations of steps, which outlive processes
         """
         self._state_dir = state_dir
         self._run_dir = run_dir
         self._known = known
-        self._own = own
         self._host = host
         self._workers = workers
         self._deaths = deaths
@@ -166,8 +173,11 @@ class Controller:
         self._seen_beats: dict[str, tuple[int, float]] = {}
         self._first_missed: dict[int, float] = {}
 
-    def tick(self) -> None:
-        """One look. Whatever goes wrong with one rollout leaves the others alone."""
+    def tick(self) -> dict[str, Rollout]:
+        """One look; the rollouts that are under way, by model.
+
+        Whatever goes wrong with one rollout leaves the others alone.
+        """
         try:
             head = self._revisions.head()
             under_way = {
@@ -177,13 +187,13 @@ class Controller:
             }
             if not under_way:
                 self._lease.release()
-                return
+                return {}
             if not self._lease.is_held:
                 store.make_directory(self._lease.path.parent)
             is_mine = self._lease.acquire()
         except RegistryError as error:
             event("controller_cannot_look", logging.WARNING, reason=str(error))
-            return
+            return {}
         self._beat += 1
         for model, rollout in under_way.items():
             try:
@@ -193,6 +203,7 @@ class Controller:
                     self._stand_by(model, rollout)
             except (RegistryError, OSError) as error:
                 event("rollout_not_moved", logging.WARNING, model=model, reason=str(error))
+        return under_way
 
     def close(self) -> None:
         """Give the lease back."""
@@ -208,7 +219,7 @@ class Controller:
             folded.fold(each, rollout.edges)
             evidence = evidence + each.evidence
         evidence = evidence + folded.counted
-        self._count_deaths(model, rollout, folded)
+        self._count_deaths(rollout, folded)
         if not rollout.slow_s or not rollout.edges:
             self._freeze(model, rollout, evidence, found)
         met = folded.units_met(evidence)
@@ -465,7 +476,7 @@ class Controller:
 
     # -- workers that died
 
-    def _count_deaths(self, model: str, rollout: Rollout, folded: Folded) -> None:
+    def _count_deaths(self, rollout: Rollout, folded: Folded) -> None:
         """Each worker that died with requests in hand counts once: its file is then removed."""
         directory = exposures.slot_path(self._run_dir, self._state_dir, rollout.id, "x").parent
         for path in sorted(directory.glob(f"{rollout.id}.*")) if directory.is_dir() else []:
@@ -490,8 +501,8 @@ class Controller:
                 folded.hard.append(
                     f"a worker died by {name} while it ran version {rollout.candidate}"
                 )
-            elif (own := self._own.by_model.get(model)) is not None:
-                own.died((in_hand[0], in_hand[1]))
+            else:
+                folded.died(rollout, in_hand)
             event(
                 "worker_died_in_rollout",
                 logging.WARNING,
@@ -521,6 +532,56 @@ class Controller:
             why = f"no controller for {limit_s:g} s"
             wall = self._now()
             self._move(model, rollout, lambda s: rollouts.abort(s, why, now=wall), None)
+
+
+def report(state_dir: Path, rollout: Rollout) -> dict[str, Any]:
+    """What the controller last said of a rollout, and the evidence each move was made on."""
+    directory = state_dir / "rollouts" / rollout.id
+
+    def load(path: Path) -> Any:
+        try:
+            return msgspec.json.decode(path.read_bytes())
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    steps = sorted((directory / "steps").glob("*.json")) if directory.is_dir() else []
+    return {
+        "evidence": load(directory / "status.json"),
+        "moves": [found for path in steps if (found := load(path)) is not None],
+    }
+
+
+def readiness(state_dir: Path) -> Workers:
+    """Workers as their heartbeats tell: alive, following, with the candidate open."""
+    watch = workers.Watch(state_dir)
+
+    def ready(head: Revision, model: str, version: int) -> Readiness:
+        alive = watch.look()
+        for beat in alive.values():
+            if beat.rejected is not None and beat.rejected.revision >= head.number:
+                return Readiness(refused=f"{beat.name}: {beat.rejected.reason}")
+        behind = tuple(
+            name
+            for name, beat in alive.items()
+            if beat.observed < head.number or f"{model}@{version}" not in beat.loaded
+        )
+        return Readiness(behind if alive else ("no worker is there",))
+
+    return ready
+
+
+def deaths_of(run_dir: Path | None) -> Deaths:
+    """Signals as the supervisor has noted them; without one every death is like any other."""
+
+    def signal_of(pid: int) -> int | None:
+        if run_dir is None:
+            return 0
+        try:
+            return int((run_dir / "deaths" / str(pid)).read_text())
+        except (OSError, ValueError):
+            return None
+
+    return signal_of
 
 
 def guards_of(rollout: Rollout) -> tuple[Guard, ...]:

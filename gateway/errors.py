@@ -457,6 +457,7 @@ _OF_REGISTRY: tuple[tuple[type[registry.RegistryError], type[GatewayError]], ...
     (registry.RevisionNotFoundError, NotFoundError),
     (registry.ChangeError, ChangeRefusedError),
     (RouteError, ChangeRefusedError),
+    (registry.RolloutError, ChangeRefusedError),
     (registry.WriteError, StorageError),
 )
 """The first that fits counts."""

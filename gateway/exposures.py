@@ -189,15 +189,6 @@ class Exposure:
         elif version == self.rollout.control:
             self._slot.run(CONTROL, change)
 
-    def died(self, in_hand: tuple[int, int]) -> None:
-        """A worker died: one bad event for each variant that it had a request of in hand."""
-        weight = self._weight_now()
-        for at, n in enumerate(in_hand):
-            if n > 0:
-                self._event("error", Met(at, None, weight))
-                count(self.evidence.requests, weight, at)
-        self._is_changed = True
-
     def snapshot(self) -> bytes | None:
         """What the file shall hold; None if nothing has changed."""
         if not self._is_changed:
@@ -256,10 +247,6 @@ class Exposure:
         if text not in self._weights:
             self._weights.append(text)
         return bytes((min(self._weights.index(text), _MISSING), met.at))
-
-    def _weight_now(self) -> Weight:
-        candidate = round(self.rollout.weight * buckets.N / 100)
-        return candidate, buckets.N - candidate
 
     def _values(
         self,

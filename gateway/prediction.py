@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from gateway.config import ServerConfig
 from gateway.errors import ClientGoneError, DeadlineError, GatewayError, NotReadyError
+from gateway.exposures import Exposures
 from gateway.labels import Asked, Observed, PredictionLog
 from gateway.protocol.call import Answer, Call, Codec, choose, classified, n_rows, refuse_texts
 from gateway.router import Meters, Table, Variant
@@ -60,6 +61,8 @@ class DataPlane:
         """Asks, with a reason, for this process to be replaced once a successor is ready."""
         self.timeout_s = config.limits.timeout_s
         self.sample = config.monitor.sample / 100
+        self.exposures: Exposures | None = None
+        """What variants of rollouts met, where it is counted."""
         self.predictions: PredictionLog | None = None
         """Where predictions wait for labels, if they do."""
         self._large = asyncio.Semaphore(1)

@@ -324,6 +324,45 @@ def start(state: ModelState, candidate: int, plan: Plan, *, now: float, control:
     return _with(state, rollout)
 
 
+def starting(candidate: int, plan: Plan, *, now: float) -> Callable[[ModelState], ModelState]:
+    """`start` against the champion of the state that it is made on."""
+    return lambda state: start(
+        state, candidate, plan, now=now, control=state.aliases.get(CHAMPION, 0)
+    )
+
+
+def asked(action: str, *, now: float, reason: str = "") -> Callable[[ModelState], ModelState]:
+    """What somebody asks of a rollout: pause, resume, advance, abort or promote.
+
+    Raises
+    ------
+    RolloutError : there is no such action.
+    """
+    moves: dict[str, Callable[[ModelState], ModelState]] = {
+        "pause": lambda state: hold(state, "manual", reason or "paused", now=now),
+        "resume": resume,
+        "advance": lambda state: advance(state, now=now),
+        "abort": lambda state: abort(state, reason or "aborted by hand", now=now),
+        "promote": lambda state: promote(state, now=now),
+    }
+    if action not in moves:
+        raise RolloutError(f"no action {action[:40]!r}; there are: {', '.join(moves)}")
+    return moves[action]
+
+
+def find(models: Models, name: str) -> tuple[str, Rollout] | None:
+    """The model and the rollout of this id, or of the model of this name."""
+    found = {
+        model: rollout
+        for model, state in models.items()
+        if (rollout := rollout_of(state)) is not None
+    }
+    for model, rollout in found.items():
+        if rollout.id == name:
+            return model, rollout
+    return (name, found[name]) if name in found else None
+
+
 def commit(state: ModelState, *, now: float) -> ModelState:
     """All workers are ready: copies first if the plan says so, else the first weight."""
     rollout = _under_way(state)

@@ -14,6 +14,7 @@ import typer
 from gateway import __version__
 from gateway.cli import (
     alarm,
+    canary,
     change,
     demo,
     doctor,
@@ -77,6 +78,7 @@ for _name in (
 ):  # fmt: skip
     app.command(_name)(getattr(change, _name))
 app.add_typer(route.app, name="route")
+app.add_typer(canary.app, name="canary")
 app.add_typer(labels.app, name="labels")
 app.add_typer(alarm.app, name="alarm")
 app.add_typer(keys.app, name="keys")

@@ -632,6 +632,13 @@ CONTENTS: Mapping[str, Content] = {
     )),
     "VersionRequest": _change({"version": {"type": "integer", "minimum": 1}}),
     "ChangeRequest": _change({}),
+    "RolloutRequest": _change(
+        {"model": _NAME, "version": {"type": "integer", "minimum": 1}}, {"plan": _ANY}
+    ),
+    "RolloutAction": Content(JSON, {**_object({}, {"message": _TEXT}),
+                                    "additionalProperties": False}),
+    "Rollout": Content(JSON, _object({"model": _NAME, "id": _TEXT, "phase": _TEXT})),
+    "Rollouts": Content(JSON, _object({"rollouts": _list_of(_ANY)})),
     "RestoreRequest": _change({}, {"model": _NAME}),
     "Route": Content(JSON, _ANY, also=("application/yaml",)),
     "Routes": Content(

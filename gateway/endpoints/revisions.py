@@ -117,18 +117,18 @@ class Door:
                 raise of_registry(error) from None
 
 
-class _Handlers:
+class Handlers:
     """What each path does."""
 
     def __init__(self, plane: DataPlane, door: Door) -> None:
         self._plane = plane
-        self._door = door
+        self.door = door
 
     async def state(self, request: Request) -> Response:
         """Everything in force, and who has applied it."""
         query(request)
-        head = await self._door.read(lambda revisions: revisions.head())
-        beats = await asyncio.to_thread(workers.read, self._door.state_path)
+        head = await self.door.read(lambda revisions: revisions.head())
+        beats = await asyncio.to_thread(workers.read, self.door.state_path)
         return _tagged(head.number, {
             "revision": head.number,
             "models": {
@@ -142,8 +142,8 @@ class _Handlers:
         """The newest revisions."""
         given = query(request, "limit", "model")
         limit = _integer(given.get("limit", str(_LIMIT)), "limit", 1, _LIMIT_MAX)
-        entries = await self._door.read(lambda found: changes.log(found, limit, given.get("model")))
-        problems = await self._door.read(lambda found: found.problems)
+        entries = await self.door.read(lambda found: changes.log(found, limit, given.get("model")))
+        problems = await self.door.read(lambda found: found.problems)
         return JSONAnswer({
             "revisions": [_entry(revision, diff) for revision, diff in entries],
             "problems": list(problems),
@@ -160,7 +160,7 @@ class _Handlers:
             found = revisions.get(number)
             return found, revisions.get(found.parent if base is None else base)
 
-        revision, before = await self._door.read(get)
+        revision, before = await self.door.read(get)
         diff = changes.differences(before.models, revision.models)
         return JSONAnswer({**msgspec.to_builtins(revision), "diff": diff})
 
@@ -208,7 +208,7 @@ class _Handlers:
     async def get_routes(self, request: Request) -> Response:
         """Routes of all models that have one."""
         query(request)
-        head = await self._door.read(lambda revisions: revisions.head())
+        head = await self.door.read(lambda revisions: revisions.head())
         return _tagged(head.number, {
             name: routes.document(state.route)
             for name, state in sorted(head.models.items())
@@ -228,7 +228,7 @@ class _Handlers:
         """The route of one model."""
         query(request)
         model = request.path_params["model"]
-        head = await self._door.read(lambda revisions: revisions.head())
+        head = await self.door.read(lambda revisions: revisions.head())
         route = head.models.get(model, ModelState()).route
         if route is None:
             raise NotFoundError(f"model {shown(model)} has no route: its champion answers")
@@ -253,7 +253,7 @@ class _Handlers:
             raise BadRequestError(f"wait = {shown(given['wait'])}: must be applied")
         timeout_s = _seconds(given.get("timeout", str(_WAIT_S)))
         dry_run = _flag(given, "dry_run")
-        applied = await self._door.change(
+        applied = await self.door.change(
             make,
             actor=caller_of(request).name,
             via=_via(request),
@@ -266,7 +266,7 @@ class _Handlers:
         answer = applied.document(dry_run=dry_run)
         status = 200
         if "wait" in given and not dry_run:
-            is_applied, behind = await self._door.laggards(applied.revision.number, timeout_s)
+            is_applied, behind = await self.door.laggards(applied.revision.number, timeout_s)
             answer |= {"applied": is_applied, "laggards": behind}
             status = 200 if is_applied else 202
         if dry_run:
@@ -276,10 +276,10 @@ class _Handlers:
 
 def endpoints(plane: DataPlane, door: Door) -> list[Endpoint]:
     """What is in force, its history, and every change of it."""
-    h = _Handlers(plane, door)
+    h = Handlers(plane, door)
     model = "/admin/models/{model}"
     alias, route = model + "/aliases/{alias}", "/admin/routes/{model}"
-    admin: Any = _declared
+    admin: Any = declared
     return [
         Endpoint("GET", "/admin/state", "admin", h.state,
                  "What is in force, and which worker has applied it.", answer="State"),
@@ -314,7 +314,7 @@ def endpoints(plane: DataPlane, door: Door) -> list[Endpoint]:
     ]  # fmt: skip
 
 
-def _declared(
+def declared(
     method: Any,
     path: str,
     handler: Callable[[Request], Awaitable[Response]],

@@ -64,7 +64,6 @@ class Rig:
             self.state_dir,
             self.run_dir,
             Known,
-            self.workers[0],
             "host",
             workers=lambda revision, model, version: self.ready,
             deaths=lambda pid: self.deaths.get(pid, 0),
@@ -287,8 +286,9 @@ def test_any_other_death_is_one_bad_event_for_each_in_flight(rig, number) -> Non
     it.second()
 
     assert it.rollout.phase == "step"
-    events = it.workers[0].by_model["m"].evidence.all_events["error"]
-    assert events.tolist() == [1, 1]
+    found = it.status()["guards"][0]
+    assert found["guard"] == "error_rate"
+    assert (found["candidate"]["hits"], found["control"]["hits"]) == (1, 1)
 
 
 def test_evidence_goes_on_after_workers_and_controller_restart(rig) -> None:
