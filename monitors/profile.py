@@ -395,7 +395,7 @@ class _Learn:
         values, of_row = self._segment_values()
         by_value = np.zeros((len(values), binner.n_cells), np.int64)
         exposed = np.zeros((blocks.shape[0], slots), np.int64)
-        step = max(1, _ROWS_AT_ONCE // base) * base
+        step = max(1, _ROWS_AT_ONCE // base) * base if self._is_ordered else _ROWS_AT_ONCE
         for start in range(0, n, step):
             stop = min(start + step, n)
             cells = binner.cells(self._columns, start, stop)
