@@ -265,7 +265,7 @@ def _place(
                 continue
             if catalog.is_withdrawn(directory, same):
                 raise VersionWithdrawnError(described.model, same)
-            _settle(directory / str(same), key)
+            _settle(directory / str(same), same, described, key)
             return _published(described, draft, same, is_new=False)
         number = wanted or max(taken, default=0) + 1
         if number in taken:
@@ -350,15 +350,33 @@ def _is_same(files: VersionFiles, described: Manifest) -> bool:
         return False
 
 
-def _settle(directory: Path, key: Any) -> None:
-    """See that a version that is there is on disk, and signed if that is asked for."""
-    if key is not None:
-        with contextlib.suppress(FileNotFoundError):  # a drop-in has nothing to sign
-            data = (directory / manifest.FILE).read_bytes()
-            store.create_if_absent(directory / manifest.SEAL_FILE, key.sign(data))
+def _settle(directory: Path, version: int, described: Manifest, key: Any) -> None:
+    """See that a version that is there is on disk, and signed if that is asked for.
+
+    What is signed is what its manifest says, so it must say of these files what was found here.
+    """
+    found = None if key is None else catalog.read_manifest(described.model, version, directory)
+    if found is not None:
+        data = found.to_json()
+        is_ours = _findings(found) == _findings(described)
+        if not is_ours or (directory / manifest.FILE).read_bytes() != data:
+            raise BadRequestError(
+                f"version {version} has just these files, but its manifest says otherwise of them:"
+                " it is not signed"
+            )
+        store.create_if_absent(directory / manifest.SEAL_FILE, key.sign(data))
+        trust.verify(
+            directory, trust.Keys((key.public_key(),)), model=described.model, version=version
+        )
     # Whoever made it may have died before it was on disk.
     with contextlib.suppress(OSError):
         store.sync_directory(directory.parent)
+
+
+def _findings(described: Manifest) -> tuple[object, ...]:
+    """What a trial load finds the same each time."""
+    digest = "" if described.verdict is None else described.verdict.digest
+    return described.signature, described.runtime, digest
 
 
 def _published(described: Manifest, draft: _Draft, version: int, *, is_new: bool) -> Published:

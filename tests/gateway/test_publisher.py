@@ -292,6 +292,23 @@ def test_only_what_a_trusted_key_signed_is_trusted(tmp_path: Path, registry: Pat
     signed = publish(registry, "fraud", put(tmp_path, models.constant(3)), sign=ours)
     assert (signed.version, signed.is_new) == (3, False)
     assert verify(3).digest == signed.digest
+    with pytest.raises(BadRequestError, match="none of the trusted keys"):
+        publish(registry, "fraud", put(tmp_path, models.constant(2)), sign=ours)
+
+
+def test_what_somebody_else_says_of_the_same_files_is_not_signed(
+    tmp_path: Path, registry: Path
+) -> None:
+    """A manifest that was put there with just these files, and another signature of tensors."""
+    ours, _ = keys(tmp_path, "ours")
+    publish(registry, "fraud", put(tmp_path, models.constant(1)))
+    document = registry / "fraud" / "1" / manifest.FILE
+    document.chmod(0o644)
+    document.write_bytes(document.read_bytes().replace(b'"FP32"', b'"FP64"'))
+
+    with pytest.raises(BadRequestError, match="says otherwise"):
+        publish(registry, "fraud", put(tmp_path, models.constant(1)), sign=ours)
+    assert not (registry / "fraud" / "1" / manifest.SEAL_FILE).exists()
 
 
 @pytest.mark.usefixtures("trusting")
