@@ -52,14 +52,14 @@ $(CLIENTS)/perf_analyzer/.installed: tests/clients/requirements-perf_analyzer.tx
 
 SERVICES := .venv-services
 
-test-services: $(SERVICES)/.installed  ## real PostgreSQL and Prometheus from Debian (ARGS=postgres for one)
+test-services: $(SERVICES)/.installed  ## real PostgreSQL, Prometheus and readers of Parquet (ARGS=postgres for one)
 	$(SERVICES)/bin/python -m tests.services $(ARGS)
 
 $(SERVICES)/.installed: pyproject.toml constraints.txt tests/services/requirements.txt
 	@test -x $(SERVICES)/bin/python || $(PYTHON) -m venv $(SERVICES)
 	@echo '*' > $(SERVICES)/.gitignore
 	$(SERVICES)/bin/python -m pip install --quiet --constraint constraints.txt \
-	  --editable '.[dev,postgres]' --requirement tests/services/requirements.txt
+	  --editable '.[dev,postgres,parquet]' --requirement tests/services/requirements.txt
 	@touch $@
 
 check: $(INSTALLED)  ## format, lint, types, import contract

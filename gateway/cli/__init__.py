@@ -19,6 +19,7 @@ from gateway.cli import (
     demo,
     doctor,
     drift,
+    export,
     keys,
     labels,
     models,
@@ -81,6 +82,7 @@ app.add_typer(route.app, name="route")
 app.add_typer(canary.app, name="canary")
 app.add_typer(labels.app, name="labels")
 app.add_typer(alarm.app, name="alarm")
+app.command("export")(export.export)
 app.add_typer(keys.app, name="keys")
 
 

@@ -173,7 +173,16 @@ def apt(*words: str, cwd: str | None = None) -> None:
         )  # fmt: skip
 
 
-SUITES: dict[str, Callable[[], int]] = {"postgres": postgres, "prometheus": prometheus}
+def parquet() -> int:
+    """The exported file, by pyarrow and DuckDB."""
+    return pytest("tests/services/parquet.py")
+
+
+SUITES: dict[str, Callable[[], int]] = {
+    "postgres": postgres,
+    "prometheus": prometheus,
+    "parquet": parquet,
+}
 
 
 if __name__ == "__main__":
