@@ -26,7 +26,7 @@ from registry.errors import (
     RegistryError,
     RevisionError,
 )
-from registry.revisions import FORMAT, ModelState, Revision, Revisions
+from registry.revisions import FORMAT, ModelState, Revision, Revisions, read
 from registry.routes import CHAMPION, Route
 from registry.signature import Signature, misfits
 
@@ -446,8 +446,11 @@ def apply(
     WriteError : it could not be written; nothing is changed.
     RevisionError : what is in force cannot be read.
     """
+    message = " ".join(message.split())
     if len(message) > _MESSAGE_MAX:
         raise ChangeError(f"message: {len(message)} characters; {_MESSAGE_MAX} are allowed")
+    if not message.isprintable():
+        raise ChangeError("message: holds characters that cannot be printed")
     head = revisions.head()
     if if_match is not None and head.number != if_match:
         raise PreconditionError(_since(revisions, if_match, head))
@@ -467,6 +470,7 @@ def apply(
             message=message,
             models=dict(models),
         )
+        _check_readable(made)
         applied = Applied(
             made,
             tuple(differences(head.models, models)),
@@ -738,6 +742,21 @@ def _named(state: ModelState) -> set[int]:
 
 def _owns(state: ModelState) -> bool:
     return state.rollout is not None and state.rollout.get("phase") not in OVER
+
+
+def _check_readable(made: Revision) -> None:
+    """See that others will read what is written: JSON has no infinity, for one.
+
+    Raises
+    ------
+    ChangeError
+    """
+    try:
+        is_same = read(made.to_json(), made.number) == made
+    except (RevisionError, ValueError, TypeError, OverflowError):
+        is_same = False
+    if not is_same:
+        raise ChangeError("it holds what cannot be written down (infinity, or half a character)")
 
 
 def _takes_over(was: ModelState, now: ModelState) -> bool:

@@ -27,6 +27,7 @@ from gateway.errors import (
     shown,
 )
 from gateway.prediction import DataPlane
+from gateway.telemetry import event
 from registry import changes, names, routes, workers
 from registry.changes import Applied, Change
 from registry.errors import RegistryError
@@ -93,7 +94,11 @@ class Door:
             known = Known(self._registry, self._plane)
             return changes.apply(self._revisions, make(self._revisions), known=known, **how)
 
-        return await asyncio.to_thread(self._guarded, apply)
+        applied = await asyncio.to_thread(self._guarded, apply)
+        if applied.is_changed and not how["dry_run"]:
+            made = applied.revision
+            event("revision_written", revision=made.number, actor=made.actor, via=made.via)
+        return applied
 
     async def laggards(self, revision: int, timeout_s: float) -> tuple[bool, list[str]]:
         """Whether all live workers have a revision in force, and who has not, with a reason."""

@@ -22,6 +22,7 @@ from registry.changes import (
     Pin,
     Promote,
     PutRoute,
+    PutRoutes,
     RecordFollow,
     Restore,
     Rollback,
@@ -214,6 +215,18 @@ def test_everything_that_is_wrong_is_said_and_nothing_is_written(desk: Desk) -> 
     with pytest.raises(ChangeError, match="1001 characters"):
         desk.do(Promote("fraud", 7), message="x" * 1001)
     assert desk.revisions.head().number == 1
+
+
+def test_what_cannot_be_written_down_or_printed_is_refused(desk: Desk) -> None:
+    """JSON has no infinity: a revision that nobody can read would stop every later change."""
+    for monitor in ({"tolerance": float("inf")}, {"sample": float("nan")}, {"note": "\ud800"}):
+        with pytest.raises(ChangeError, match="cannot be written down"):
+            desk.do(SetMonitor("fraud", monitor))
+    for message in ("\x1b[31mred", "half \udcff"):
+        with pytest.raises(ChangeError, match="cannot be printed"):
+            desk.do(Promote("fraud", 7), message=message)
+    route = routes.parse("fraud:\n  rules:\n  - {name: a, when: {field: {x: 1}}, to: 7}\n")
+    assert desk.do(PutRoutes(route), message="two\n lines").revision.message == "two lines"
 
 
 def test_an_alias_that_a_route_names_cannot_be_deleted(desk: Desk) -> None:

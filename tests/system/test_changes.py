@@ -68,6 +68,9 @@ def test_a_change_over_http_is_a_revision_with_its_actor_and_its_undo(running: R
     assert first.json()["undo"] == f"driftgate restore {before} fraud"
     made = head(running)
     assert (made.message, made.via, made.actor[:4]) == ("RISK-118", "http", "key:")
+    logged = running.server.events("revision_written")[-1]
+    assert (logged["revision"], logged["actor"]) == (number, made.actor)
+    assert "RISK-118" not in running.server.stderr
 
     assert http.put("/admin/models/fraud/aliases/next", json={"version": 3}).status_code == 200
     assert http.post("/admin/models/fraud/pin", json={"version": 1}).status_code == 200
