@@ -153,7 +153,8 @@ def driftgate(
             [str(command), "serve", str(registry), "--port", str(port), "--grpc-port", "0"],
             port=port,
             ready_path=READY,
-            environment=environment,
+            # The registry has just been written, and is complete: a server need not see it rest.
+            environment={"DRIFTGATE_SYNC_SETTLE_S": "0", **(environment or {})},
         )
     )
 

@@ -177,6 +177,7 @@ def _serve(parent: int, folder: Path, port: int, window_rows: int, budget_rows: 
                 "no_grpc": True,
                 "monitor.window_rows": window_rows,
                 "monitor.budget_rows": budget_rows,
+                "sync.settle_s": 0.0,  # Its files are complete: _fill has written them.
                 "log.format": "json",
             }
             supervisor.serve(config.load(flags), worker.run)
