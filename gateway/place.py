@@ -113,13 +113,10 @@ class Place:
     """Where it is bound to, without the port."""
     board: Board
     line: Line
+    server: str
+    """Tells the servers of one host apart; the first has no name."""
     is_joining: bool
     """Somebody has served here before: take connections only when ready for them."""
-
-    @property
-    def host(self) -> str:
-        """Name of the server among those on the state directory: `<host>`, `<host>.2` and so on."""
-        return self.run_dir.name if self.run_dir is not None else socket.gethostname()
 
     @property
     def name(self) -> str:

@@ -16,6 +16,7 @@ import socket
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -176,6 +177,13 @@ def _claimed(config: ServerConfig) -> Lease:
         else:
             return lease
     raise StartError(f"run_dir {str(config.run_path)!r}: in use by another server; name another")
+
+
+def _server(config: ServerConfig, run_dir: Path) -> str:
+    """What tells this server from others of its host; the first one needs nothing."""
+    if config.run_dir or run_dir.parent != config.run_path.parent:
+        return f".{zlib.crc32(str(run_dir.resolve()).encode()):08x}"
+    return run_dir.name.removeprefix(config.run_path.name)
 
 
 def _is_registry(directory: Path) -> bool:
@@ -396,6 +404,7 @@ class Supervisor:
             address=self._address,
             board=self._board,
             line=theirs,
+            server=_server(self._config, self._run_dir),
             is_joining=self._was_ready,
         )
         parent = os.getpid()

@@ -107,6 +107,7 @@ class Sync:
         self._plane = plane
         self._observer = observer
         self._slot = 0 if place is None else place.slot
+        self._server = "" if place is None else place.server
         self._reader = Reader(Path(config.registry), settle_s=config.sync.settle_s)
         self._revisions = Revisions(config.state_path)
         run_dir = None if place is None else place.run_dir
@@ -618,6 +619,7 @@ class Sync:
         models = self._plane.table.models
         return Heartbeat(
             host=socket.gethostname(),
+            server=self._server,
             slot=self._slot,
             pid=os.getpid(),
             sequence=self._beats,

@@ -34,6 +34,8 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
 
     format: int = 1
     host: str
+    server: str = ""
+    """Tells the servers of one host apart that share a state directory; the first has no name."""
     slot: int
     pid: int
     sequence: int
@@ -48,8 +50,8 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """Host and slot."""
-        return f"{_NOT_IN_NAMES.sub('_', self.host)}-{self.slot}"
+        """Host, server and slot."""
+        return f"{_NOT_IN_NAMES.sub('_', self.host + self.server)}-{self.slot}"
 
 
 def beat(state_dir: Path, heartbeat: Heartbeat) -> None:

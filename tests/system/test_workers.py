@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from gateway.protocol.stubs import inference_pb2 as pb
+from registry import workers as heartbeats
 from tests import models
 from tests.serving import Server, driftgate, request, serve, tensor, wait_until
 
@@ -201,10 +202,23 @@ def test_all_workers_killed_are_back_and_go_on_counting(server: Server) -> None:
     assert total(server) == 2
 
 
+def is_free(host: str, port: int) -> bool:
+    """Whether somebody may listen there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen()
+        except OSError:
+            return False
+        return True
+
+
 def test_workers_do_not_outlive_their_supervisor(tmp_path: Path) -> None:
     """kill -9 of it frees the ports within 2 s, and a new server takes the same directories."""
     models.put(tmp_path / "registry", "m", 1, models.constant(1))
     run_dir = ("--run-dir", str(tmp_path / "run"))
+    state_dir = tmp_path / "registry" / ".driftgate"
     with serve(tmp_path / "registry", flags=(*TWO, *run_dir)) as server:
         children = workers(server)
         os.kill(children[0], signal.SIGSTOP)
@@ -216,11 +230,8 @@ def test_workers_do_not_outlive_their_supervisor(tmp_path: Path) -> None:
         start = time.monotonic()
         wait_until(lambda: all(map(is_gone, children)), "the workers are gone", 2)
         for port in (address[1], grpc_port):
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((address[0], port))
-                probe.listen()
-        assert time.monotonic() - start < 2
+            left_s = start + 2 - time.monotonic()
+            wait_until(lambda port=port: is_free(address[0], port), f"port {port} is free", left_s)
     again = ("--port", str(address[1]), "--workers", "2", *run_dir)
     with serve(tmp_path / "registry", flags=again) as server:
         with server.client() as client:
@@ -236,6 +247,8 @@ def test_workers_do_not_outlive_their_supervisor(tmp_path: Path) -> None:
             with second.client() as client:
                 client.post("/v2/models/m/infer", json=ONE)
             assert (total(first), total(second)) == (0, 1)
+            pids = {beat.pid for beat in heartbeats.read(state_dir).values()}
+            assert {*workers(first), *workers(second)} <= pids
 
 
 def test_sigterm_under_load_loses_nothing_while_it_lingers(registry: Path) -> None:
