@@ -6,10 +6,12 @@ be told is written to a file of dead letters. A target that hangs delays no othe
 
 import asyncio
 import base64
+import fcntl
 import hashlib
 import hmac
 import json
 import logging
+import os
 import random
 import threading
 import time
@@ -108,6 +110,7 @@ class Webhooks:
         self._meters = meters
         self._sleep, self._jitter, self._send = sleep, jitter, send
         self._waiting = 0
+        self._lock: int | None = None
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(_AT_A_TIME)
@@ -120,8 +123,10 @@ class Webhooks:
         return self._waiting
 
     def start(self) -> None:
-        """Start the thread; what was opened lately and not told is told now."""
+        """Start the thread; what was opened lately and not told is told now, by one worker."""
         self._thread.start()
+        if not self._is_first():
+            return
         since = time.time() - _CATCH_UP_S
         for episode in self._log.episodes():
             if episode.opened >= since and episode.state == "open":
@@ -136,6 +141,20 @@ class Webhooks:
             return
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(6)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _is_first(self) -> bool:
+        """Whether no other process has taken up what was left; the lock ends with this one."""
+        try:
+            self._dead_letters.parent.mkdir(parents=True, exist_ok=True)
+            lock = self._dead_letters.with_name("alarms.webhooks.lock")
+            self._lock = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
 
     @property
     def _source(self) -> str:

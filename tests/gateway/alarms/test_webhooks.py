@@ -372,3 +372,24 @@ def test_what_was_opened_and_not_told_is_told_after_a_restart(tmp_path: Path) ->
         again.hooks.stop()
 
     assert told == [first.log.episodes()[0].id]
+
+
+def test_of_several_workers_one_tells_what_was_left(tmp_path: Path) -> None:
+    """All start at once after a crash; the alarm that nobody was told of is told once."""
+    told: list[str] = []
+
+    async def send(_: str, content: bytes, *__: Any, **___: Any) -> int:
+        told.append(json.loads(content)["id"])
+        return 200
+
+    left = Harness(tmp_path, send)
+    left.cross()
+    left.hooks.stop()
+    workers = [Harness(tmp_path, send) for _ in range(3)]
+    for worker in workers:
+        worker.hooks.start()
+    for worker in workers:
+        worker.settle()
+        worker.hooks.stop()
+
+    assert told == [left.log.episodes()[0].id]
