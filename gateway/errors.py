@@ -40,7 +40,7 @@ trace: it is shown to clients.
 """
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from registry import errors as registry
@@ -209,9 +209,27 @@ class VersionNotFoundError(NotFoundError):
 
     code = "version_not_found"
 
-    def __init__(self, model: str, version: str, known: Sequence[int]) -> None:
+    def __init__(
+        self, model: str, version: str, known: Sequence[int], labels: Iterable[str] | None = None
+    ) -> None:
         have = ", ".join(map(str, known[-10:])) or "none"
-        super().__init__(f"model {model!r} has no version {shown(version)}; it has: {have}")
+        what = "version"
+        if labels is not None:
+            what, have = "label", ", ".join(sorted({"champion", *labels})[:20])
+        super().__init__(f"model {model!r} has no {what} {shown(version)}; it has: {have}")
+
+
+class OverrideError(ForbiddenError):
+    """A client named a variant, which its route does not allow."""
+
+    code = "override_not_allowed"
+
+    def __init__(self, sentence: str = "") -> None:
+        super().__init__(
+            sentence
+            or "x-driftgate-version: the model's route does not allow clients to name a variant"
+            " (allow_override); call a version by its number instead"
+        )
 
 
 class MethodError(GatewayError):
@@ -417,6 +435,7 @@ ALL = (
     ModelNotFoundError,
     ModelNotNamedError,
     VersionNotFoundError,
+    OverrideError,
     MethodError,
     LabelsOffError,
     IdleError,

@@ -5,13 +5,20 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from gateway.config import ServerConfig
-from gateway.errors import ClientGoneError, DeadlineError, GatewayError, NotReadyError
+from gateway.errors import (
+    ClientGoneError,
+    DeadlineError,
+    GatewayError,
+    NotReadyError,
+    OverrideError,
+)
 from gateway.exposures import Exposures
 from gateway.labels import Asked, Observed, PredictionLog
 from gateway.protocol.call import Answer, Call, Codec, choose, classified, n_rows, refuse_texts
-from gateway.router import Meters, Table, Variant
+from gateway.router import Choice, Decision, Headers, Look, Meters, Model, Table, Variant
 from gateway.tap import Tap
 from gateway.telemetry import REJECTED, Telemetry
 from gateway.tensors import Array
@@ -36,6 +43,12 @@ class Head:
     """None where the carrier cancels the task of a call that nobody waits for."""
     request_id: bytes = b""
     """What predictions are called when labels come; empty: nobody was told, so none are kept."""
+    headers: Headers = ()
+    """What rules and units may look at."""
+    wanted: bytes | None = None
+    """The variant that the client names, if its route allows that."""
+    decision: bytes = b""
+    """Set once a variant is picked: what `x-driftgate-decision` says."""
 
 
 class DataPlane:
@@ -66,7 +79,7 @@ class DataPlane:
         self.predictions: PredictionLog | None = None
         """Where predictions wait for labels, if they do."""
         self._large = asyncio.Semaphore(1)
-        self._pinned: dict[tuple[str, int], Meters] = {}
+        self._meters: dict[tuple[str, int], dict[tuple[str, str], Meters]] = {}
 
     @property
     def is_ready(self) -> bool:
@@ -83,15 +96,18 @@ class DataPlane:
 
     def meters_of(self, variant: Variant) -> list[Meters]:
         """Counts of all kinds of traffic that a variant has met."""
-        pinned = self._pinned.get((variant.model, variant.version))
-        return [variant.meters] if pinned is None else [variant.meters, pinned]
-
-    def pinned(self, variant: Variant) -> Meters:
-        """Counts of calls by number; the series exist from the first such call on."""
         key = (variant.model, variant.version)
-        if (meters := self._pinned.get(key)) is None:
-            meters = Meters(self.telemetry, *key, str(variant.version), "pinned")
-            self._pinned[key] = meters
+        return [variant.meters, *self._meters.get(key, {}).values()]
+
+    def meters(self, variant: Variant, choice: Choice) -> Meters:
+        """Counts of a variant in a role; the series exist from the first such call on."""
+        name = choice.variant
+        if name == "champion" and choice.traffic == "primary":
+            return variant.meters
+        roles = self._meters.setdefault((variant.model, variant.version), {})
+        if (meters := roles.get((name, choice.traffic))) is None:
+            meters = Meters(self.telemetry, variant.model, variant.version, name, choice.traffic)
+            roles[name, choice.traffic] = meters
         return meters
 
     async def decode(self, codec: Codec, body: bytes) -> Call:
@@ -119,14 +135,17 @@ async def infer(  # noqa: C901  one prediction from start to end, on one screen
             call = await _decoded(plane, codec, body)
             head.model, head.version = call.model, call.version
         # The table is read once, and not kept: what leaves it is closed with its last request.
-        picked = plane.table.model(head.model).pick(head.version)
+        routing = plane.table.model(head.model).routing
+        if call is None and routing is not None and routing.reads_body:
+            call = await _decoded(plane, codec, body)
+        picked, decision = _pick(plane.table.model(head.model), head, call)
         variant = picked if isinstance(picked, Variant) else await _opened(plane, head, picked)
     except GatewayError as error:
         plane.rejected(error)
         raise
     served = variant.served
     signature, model = served.signature, served.model
-    meters = variant.meters if head.version is None else plane.pinned(variant)
+    meters = variant.meters if decision is None else plane.meters(variant, decision.choice)
     try:
         if call is None:
             call = await _decoded(plane, codec, body)
@@ -145,7 +164,8 @@ async def infer(  # noqa: C901  one prediction from start to end, on one screen
         if 0 < plane.sample < 1 and random.random() < plane.sample:  # noqa: S311  no secret
             variant.observe(inputs, outputs, rows)  # Where every request counts, runs are tapped.
         if plane.predictions is not None and head.request_id:
-            _keep(plane.predictions, head, variant, inputs, outputs, rows)
+            _keep(plane.predictions, head, variant, decision, inputs, outputs, rows)
+        call.decision = head.decision
         given = classified(call, signature, outputs) if call.outputs else outputs
         answer = codec.encode(call, served, given)
     except asyncio.CancelledError:
@@ -159,6 +179,39 @@ async def infer(  # noqa: C901  one prediction from start to end, on one screen
     return answer
 
 
+def _pick(model: Model, head: Head, call: Call | None) -> tuple[Variant | int, Decision | None]:
+    """What answers, or the version to open first; the decision, unless it is the champion's."""
+    routing = model.routing
+    if head.version is not None:
+        picked = model.pick(head.version)
+        number = picked if isinstance(picked, int) else picked.version
+        choice = Choice.of(str(number), number, "PINNED", model.revision, traffic="pinned")
+        head.decision = choice.before
+        return picked, Decision(choice)
+    if head.wanted is not None:
+        if routing is None:
+            raise OverrideError
+        decision = routing.override(head.wanted.decode("latin-1"))
+    elif routing is None:
+        head.decision = model.said
+        return model.pick(None), None
+    else:
+        decision = routing.pick(head.headers, _look(model, call))
+    head.decision = decision.header
+    number = decision.choice.version
+    return model.pick(str(number) if number else None), decision
+
+
+def _look(model: Model, call: Call | None) -> Look | None:
+    """The body as rules and units see it: bound to the champion, whose siblings take the same."""
+    if call is None or model.champion is None:
+        return None
+    signature = model.champion.signature
+    inputs = call.bind(signature, model.name)
+    rows = n_rows(inputs, signature, model.name) if signature.has_row_axis else _size(inputs)
+    return Look(call.parameters or {}, [spec.name for spec in signature.inputs], inputs, rows)
+
+
 async def _decoded(plane: DataPlane, codec: Codec, body: bytes) -> Call:
     return codec.decode(body) if len(body) <= _SMALL_BYTES else await plane.decode(codec, body)
 
@@ -167,6 +220,7 @@ def _keep(
     log: PredictionLog,
     head: Head,
     variant: Variant,
+    decision: Decision | None,
     inputs: list[Array],
     outputs: list[Array],
     rows: int,
@@ -175,13 +229,11 @@ def _keep(
     name = head.request_id.decode("latin-1")
     if not log.wants(name):
         return
-    is_pinned = head.version is not None
-    asked = Asked(
-        name,
-        rows,
-        str(variant.version) if is_pinned else "champion",
-        "pinned" if is_pinned else "primary",
-    )
+    asked = Asked(name, rows, "champion")
+    if decision is not None:
+        choice = decision.choice
+        unit = decision.unit and blake2b(decision.unit, digest_size=8).hexdigest()
+        asked = Asked(name, rows, choice.variant, choice.traffic, choice.p, unit or None)
     log.record(
         Observed(variant.model, variant.version, (asked,), variant.signature, outputs, inputs)
     )

@@ -1,22 +1,33 @@
 """Which variant answers a call. Tables are frozen: a request reads one and sees no change."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Any, Protocol
 
 from gateway.counters import Counter, Histogram
 from gateway.errors import (
     ModelNotFoundError,
     NotReadyError,
+    OverrideError,
     VersionNotFoundError,
     VersionRefusedError,
 )
 from gateway.protocol.call import Served
-from gateway.telemetry import REQUEST_SECONDS, REQUESTS, Telemetry
+from gateway.telemetry import REQUEST_SECONDS, REQUESTS, UNIT_FALLBACK, Telemetry
 from gateway.tensors import Array
-from registry import names
+from registry import buckets, names, routes
+from registry.buckets import Buckets
+from registry.revisions import ModelState
+from registry.routes import HeaderMatch, Range, Rule
 from registry.signature import Signature
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""Names in lower case and values, as they came."""
+
+_DRAWN_BYTES = 4096
 
 
 class Queue(Protocol):
@@ -119,6 +130,283 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """A variant and why it was picked; made once for a revision, shared by its requests."""
+
+    variant: str
+    """As the route's `to` says it."""
+    version: int
+    reason: str
+    p: float
+    """The probability that a unit like this one is given this variant."""
+    traffic: str
+    revision: int
+    before: bytes
+    after: bytes
+    """The decision header around the number of the bucket."""
+
+    @classmethod
+    def of(
+        cls,
+        variant: str,
+        version: int,
+        reason: str,
+        revision: int,
+        p: float = 1.0,
+        unit: str = "",
+        traffic: str = "primary",
+    ) -> "Choice":
+        """A choice with its header."""
+        said = f"rev={revision}; variant={variant}; version={version}; reason={reason}"
+        before, after = f"{said}; bucket=", f"; p={p:g}; unit={unit}"
+        if not unit:
+            before, after = f"{said}; p={p:g}", ""
+        return cls(variant, version, reason, p, traffic, revision, before.encode(), after.encode())
+
+
+class Decision:
+    """What was picked for one request. Statistics rest on `p`: it is what was, not what is."""
+
+    __slots__ = ("bucket", "choice", "unit", "unit_kind")
+
+    def __init__(
+        self,
+        choice: Choice,
+        bucket: int | None = None,
+        unit_kind: str = "",
+        unit: bytes | None = None,
+    ) -> None:
+        self.choice = choice
+        self.bucket = bucket
+        self.unit_kind = unit_kind
+        self.unit = unit
+
+    @property
+    def header(self) -> bytes:
+        """`rev=42; variant=challenger; version=9; reason=SPLIT; bucket=317; p=0.05; unit=...`."""
+        choice = self.choice
+        if self.bucket is None:
+            return choice.before
+        return b"%b%d%b" % (choice.before, self.bucket, choice.after)
+
+
+class Look:
+    """What a rule or a unit may see of a request's body."""
+
+    __slots__ = ("_arrays", "_names", "_parameters", "rows")
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Any],
+        input_names: Sequence[str],
+        arrays: Sequence[Array],
+        rows: int,
+    ) -> None:
+        self._parameters = parameters
+        self._names = input_names
+        self._arrays = arrays
+        self.rows = rows
+
+    def field(self, name: str) -> object:
+        """A request parameter of that name, else an input of one element; None: there is none."""
+        found = self._parameters.get(name)
+        if found is None and name in self._names:
+            array = self._arrays[self._names.index(name)]
+            if array.size == 1 and array.dtype.kind != "V":
+                found = array.item()
+        return found
+
+
+class Routing:
+    """A route, compiled: rules in order, then unit, bucket, variant. Holds versions, no sessions.
+
+    Parameters
+    ----------
+    state : of a model whose route this is
+    fallback : counts, by the unit that was taken, requests that had no better one
+    """
+
+    __slots__ = (
+        "_any", "_choices", "_drawn", "_late", "_owners", "_rules", "_salt", "_units",
+        "allows_override", "reads_body", "revision", "route", "state",
+    )  # fmt: skip
+
+    def __init__(self, name: str, state: ModelState, revision: int, telemetry: Telemetry) -> None:
+        assert state.route is not None  # noqa: S101  said by the docstring
+        self.route = route = state.route
+        self.state = state
+        self.revision = revision
+        self.allows_override = route.allow_override
+        units = [unit for unit in route.unit if unit != routes.UNIT_REQUEST]
+        self._salt = bytes.fromhex(state.salts.get("split", "00" * buckets.SALT_BYTES))
+        self._rules = [
+            (_rule(rule), Decision(self.choice(rule.to, f"RULE_MATCH({rule.name})")))
+            for rule in route.rules
+        ]
+        self._units = [
+            (unit, kind == "header", key.encode(), key)
+            for unit in units
+            for kind, _, key in (unit.partition(":"),)
+        ]
+        others = [*units[1:], routes.UNIT_REQUEST] if units else []
+        self._late = {unit: telemetry.counter(UNIT_FALLBACK, name, unit) for unit in others}
+        self.reads_body = any(not is_header for _, is_header, _, _ in self._units) or any(
+            rule.when.field or rule.when.rows is not None for rule in route.rules
+        )
+        self._owners = b""
+        self._drawn: Iterator[bytes] = iter(())
+        self._any = Decision(self.choice(routes.CHAMPION, "DEFAULT"))
+        self._choices: dict[str, list[Choice]] = {}
+        if route.split and state.buckets:
+            table = Buckets.parse(state.buckets)
+            shares = table.weights()
+            self._owners = table.owners
+            self._choices = {
+                unit: [
+                    self.choice(name, "SPLIT", shares.get(name, 0) / buckets.N, unit)
+                    for name in table.names
+                ]
+                for unit in (*units, routes.UNIT_REQUEST)
+            }
+
+    def version_of(self, to: str | int) -> int:
+        """The version behind a `to`; 0: the champion, whichever answers now."""
+        text = str(to)
+        return names.version(text) or self.state.aliases.get(text, 0)
+
+    def choice(self, to: str | int, reason: str, p: float = 1.0, unit: str = "") -> Choice:
+        """A choice of this route."""
+        return Choice.of(str(to), self.version_of(to), reason, self.revision, p, unit)
+
+    def pick(self, headers: Headers, look: Look | None) -> Decision:
+        """By rule, else by unit and bucket."""
+        for matches, decision in self._rules:
+            if matches(headers, look):
+                return decision
+        if not self._owners:
+            return self._any
+        kind, unit = self._unit(headers, look)
+        bucket = int.from_bytes(blake2b(unit, digest_size=8, key=self._salt).digest()) % buckets.N
+        return Decision(self._choices[kind][self._owners[bucket]], bucket, kind, unit)
+
+    def _unit(self, headers: Headers, look: Look | None) -> tuple[str, bytes]:
+        """What this request is assigned by: the first of the route's units that it has."""
+        is_first = True
+        for kind, is_header, raw, name in self._units:
+            unit = _header(headers, raw) if is_header else _text(look, name)
+            if unit:
+                if not is_first:
+                    self._late[kind].add()
+                return kind, unit
+            is_first = False
+        if not is_first:
+            self._late[routes.UNIT_REQUEST].add()
+        # Drawn here, never the client's own id: the odds must be those that are said.
+        if (drawn := next(self._drawn, None)) is None:
+            many = os.urandom(_DRAWN_BYTES)  # One system call for many requests.
+            self._drawn = iter([many[k : k + 16] for k in range(16, _DRAWN_BYTES, 16)])
+            drawn = many[:16]
+        return routes.UNIT_REQUEST, drawn
+
+    def override(self, wanted: str) -> Decision:
+        """What a client named itself; counted apart, and in no statistics.
+
+        Raises
+        ------
+        OverrideError : the route does not allow that, or nothing has this name.
+        """
+        if not self.allows_override:
+            raise OverrideError
+        number = names.version(wanted) or self.state.aliases.get(wanted, 0)
+        if not number:
+            known = ", ".join(self.state.aliases) or "none"
+            raise OverrideError(f"x-driftgate-version: no version or alias; aliases: {known}")
+        return Decision(
+            Choice.of(wanted, number, "TARGET_OVERRIDE", self.revision, traffic="pinned")
+        )
+
+
+def wanted_of(headers: Headers) -> bytes | None:
+    """The variant that a client names in a header, where nobody has looked for it yet."""
+    return _header(headers, b"x-driftgate-version")
+
+
+def _header(headers: Headers, name: bytes) -> bytes | None:
+    """The first value of a header, without spaces around it."""
+    for key, value in headers:
+        if key == name:
+            return value.strip()
+    return None
+
+
+def _text(look: Look | None, name: str) -> bytes | None:
+    """A field as a unit: whole numbers in decimal, other numbers as Python writes them."""
+    value = None if look is None else look.field(name)
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return b"true" if value else b"false"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).encode("utf-8", "surrogatepass")
+
+
+Test = Callable[[Headers, "Look | None"], bool]
+
+
+def _rule(rule: Rule) -> Test:
+    """All conditions of a rule as one."""
+    tests: list[Test] = [_header_test(name, wanted) for name, wanted in rule.when.header.items()]
+    tests += [_field_test(name, wanted) for name, wanted in rule.when.field.items()]
+    if (rows := rule.when.rows) is not None:
+        tests.append(lambda _, look: look is not None and _fits(look.rows, rows))
+    if len(tests) == 1:
+        return tests[0]
+    return lambda headers, look: all(test(headers, look) for test in tests)
+
+
+def _header_test(name: str, wanted: str | tuple[str, ...] | HeaderMatch) -> Test:
+    key = name.encode()
+    if isinstance(wanted, HeaderMatch):
+        prefix = None if wanted.prefix is None else wanted.prefix.encode()
+        present = wanted.present
+
+        def matches(headers: Headers, _: Look | None) -> bool:
+            value = _header(headers, key)
+            if present is not None and (value is not None) is not present:
+                return False
+            return prefix is None or (value is not None and value.startswith(prefix))
+
+        return matches
+    texts = (wanted,) if isinstance(wanted, str) else wanted
+    values = frozenset(text.encode() for text in texts)
+    return lambda headers, _: _header(headers, key) in values
+
+
+def _field_test(name: str, wanted: object) -> Test:
+    def matches(_: Headers, look: Look | None) -> bool:
+        value = None if look is None else look.field(name)
+        return value is not None and _fits(value, wanted)
+
+    return matches
+
+
+def _fits(value: object, wanted: object) -> bool:
+    if isinstance(wanted, Range):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return (
+            (wanted.gte is None or value >= wanted.gte)
+            and (wanted.gt is None or value > wanted.gt)
+            and (wanted.lte is None or value <= wanted.lte)
+            and (wanted.lt is None or value < wanted.lt)
+        )
+    choices: Iterable[object] = wanted if isinstance(wanted, tuple) else (wanted,)
+    # True equals 1 in Python: a truth value and a number are told apart here.
+    return any(isinstance(value, bool) is isinstance(c, bool) and value == c for c in choices)
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """One name that clients call."""
 
@@ -139,6 +427,17 @@ class Model:
     """Versions by name."""
     is_unloaded: bool = False
     """Somebody has closed it; nothing opens until it is loaded again."""
+    routing: Routing | None = None
+    """Its route; None: the champion answers whatever names no version."""
+    revision: int = 0
+    """The revision that this is of."""
+    said: bytes = field(init=False, default=b"")
+    """The decision header of what the champion answers without a route."""
+
+    def __post_init__(self) -> None:
+        number = self.champion.version if self.champion is not None else self.default or 0
+        choice = Choice.of(routes.CHAMPION, number, "DEFAULT", self.revision)
+        object.__setattr__(self, "said", choice.before)
 
     def pick(self, version: str | None) -> Variant | int:
         """What answers, or the number of a version that must be opened first.
@@ -166,6 +465,19 @@ class Model:
                 f"model {self.name!r} version {number} was refused: {self.refused[number]}"
             )
         return self.variants.get(number, number)
+
+    def labelled(self, label: str) -> str | None:
+        """The version that a label names, as a call by number says it; None: no version is named.
+
+        Raises
+        ------
+        VersionNotFoundError : no alias has this name.
+        """
+        if label == routes.CHAMPION:
+            return None
+        if (number := self.aliases.get(label)) is None:
+            raise VersionNotFoundError(self.name, label, self.versions, self.aliases)
+        return str(number)
 
 
 @dataclass(frozen=True, slots=True)

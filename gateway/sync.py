@@ -38,7 +38,7 @@ from gateway.place import Place
 from gateway.prediction import DataPlane
 from gateway.protocol import v2_json
 from gateway.protocol.call import Served
-from gateway.router import Meters, Model, Variant
+from gateway.router import Meters, Model, Routing, Variant
 from gateway.runtime import Trial
 from gateway.tap import Observation
 from gateway.telemetry import (
@@ -298,12 +298,29 @@ class Sync:
             self._revision, self._rejected, self._retry_s = revision, None, 0.0
             if is_new:
                 event("revision_applied", revision=revision.number, actor=revision.actor)
+        self._stamp()
         for name in changed:
             brought = replace(wanted[name], state=states.get(name, _FOLLOWED))
             is_late = until is not None and time.monotonic() > until
             await self._choose(name, brought.state, is_late=is_late)
             self._brought[name] = brought
         self._found = found
+
+    def _stamp(self) -> None:
+        """Let every model say the revision in force: also those that it did not change."""
+        number, table = self._revision.number, self._plane.table
+        if all(model.revision == number for model in table.models.values()):
+            return
+        stamped = {
+            name: replace(model, revision=number, routing=self._routing(name, model.routing))
+            for name, model in table.models.items()
+        }
+        self._plane.table = replace(table, models=stamped)
+
+    def _routing(self, name: str, before: Routing | None) -> Routing | None:
+        if before is None:
+            return None
+        return Routing(name, before.state, self._revision.number, self._plane.telemetry)
 
     async def _prepare(self, states: Mapping[str, ModelState]) -> list[str]:
         """Open every version that these states need; why some could not be."""
@@ -349,7 +366,11 @@ class Sync:
     async def _choose(self, name: str, state: ModelState, *, is_late: bool) -> None:
         """Let the version answer that should."""
         model = self._plane.table.models[name]
-        self._put(replace(model, aliases=state.aliases))
+        number = self._revision.number
+        routing = None
+        if state.route is not None:
+            routing = Routing(name, state, number, self._plane.telemetry)
+        self._put(replace(model, aliases=state.aliases, routing=routing, revision=number))
         if model.is_unloaded:
             return
         if not state.follow:

@@ -75,6 +75,14 @@ REJECTED = _declare(
         ("code",),
     )
 )
+UNIT_FALLBACK = _declare(
+    Family(
+        "driftgate_unit_fallback_total",
+        "counter",
+        "Requests without the first unit of their route, by the unit that was taken instead.",
+        ("model", "unit"),
+    )
+)
 REQUEST_SECONDS = _declare(
     Family(
         "driftgate_request_seconds",

@@ -17,7 +17,6 @@ from gateway.endpoints.route import Endpoint, JSONAnswer, Raw, error_body
 from gateway.errors import (
     MediaTypeError,
     ModelNotNamedError,
-    NotFoundError,
     NotReadyError,
     UnsupportedError,
     shown,
@@ -64,12 +63,10 @@ def _v1(plane: DataPlane, predict: Predict) -> list[Endpoint]:
 
     def plan(scope: Scope, _: dict[bytes, bytes]) -> tuple[str | None, str | None, Codec]:
         given = scope["path_params"]
-        if (label := given.get("label", "champion")) != "champion":
-            plane.table.model(given["model"])
-            raise NotFoundError(
-                f"model {given['model']!r} has no label {shown(label)}; it has: champion"
-            )
-        return given["model"], given.get("version"), codec
+        version = given.get("version")
+        if "label" in given:
+            version = plane.table.model(given["model"]).labelled(given["label"])
+        return given["model"], version, codec
 
     async def other(request: Request) -> Response:
         plane.table.model(request.path_params["model"])

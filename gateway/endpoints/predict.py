@@ -55,7 +55,8 @@ REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _JSON = (b"content-type", b"application/json")
 _READ = frozenset((
     b"content-length", b"content-type", b"content-encoding", b"accept-encoding", b"x-request-id",
-    b"x-request-timeout", LENGTH_HEADER, b"authorization", b"origin", b"sec-fetch-site", b"host",
+    b"x-request-timeout", b"x-driftgate-version",
+    LENGTH_HEADER, b"authorization", b"origin", b"sec-fetch-site", b"host",
 ))  # fmt: skip
 _SHORT_BYTES = 16 * 1024
 """A longer body is unpacked off the loop, and a longer answer packed there."""
@@ -128,6 +129,7 @@ class Predict:
                 body = await self._unpacked(body, headers[b"content-encoding"])
             timeout_s = read_timeout_s(headers)
             head = Head(model, version, timeout_s, partial(_gone, receive), request_id)
+            head.headers, head.wanted = scope["headers"], headers.get(b"x-driftgate-version")
             answer = await infer(self._plane, codec, head, body, start)
             content, extra = answer.body, answer.headers
             if len(content) > compression.BYTES_MIN and b"accept-encoding" in headers:
@@ -143,6 +145,8 @@ class Predict:
             failure = GatewayError("internal error; the server's log says more")
             status, content, extra = 500, error_body(failure), _error_lines(failure)
         lines = [*extra, (b"content-length", b"%d" % len(content)), (b"x-request-id", request_id)]
+        if head is not None and head.decision:
+            lines.append((b"x-driftgate-decision", head.decision))
         if direct is not None:
             await direct["write"](status, lines, content)
             return

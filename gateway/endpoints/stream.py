@@ -36,6 +36,7 @@ from gateway.protocol.messagepack import (
     encode_error,
     identity,
 )
+from gateway.router import Headers
 from gateway.telemetry import event
 
 ABORT = "driftgate.abort"
@@ -64,6 +65,8 @@ class _Asked:
     version: str | None
     timeout_s: float | None
     request_id: bytes
+    headers: Headers
+    wanted: bytes | None
 
 
 class Stream:
@@ -116,7 +119,9 @@ class Stream:
         model, _, number = path[len(_PREFIX) : -len(_SUFFIX)].partition("/versions/")
         version = number if path.count("/") > 4 else None
         self._plane.table.model(model).pick(version)
-        return _Asked(model, version, read_timeout_s(headers), request_id)
+        wanted = headers.get(b"x-driftgate-version")
+        timeout_s = read_timeout_s(headers)
+        return _Asked(model, version, timeout_s, request_id, scope["headers"], wanted)
 
 
 class _Exchange:
@@ -142,7 +147,7 @@ class _Exchange:
         self._abort = abort
         limits = plane.config.limits
         self._bytes_max = min(limits.json_bytes_max, limits.body_bytes_max)
-        self._codec = MessagePack(self._bytes_max)
+        self._codec = MessagePack(self._bytes_max, in_stream=True)
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=1)
         self._unanswered: deque[tuple[asyncio.Future[bytes], int]] = deque()
         """Answers that are not written yet, in order, with the sizes of their documents."""
@@ -257,6 +262,7 @@ class _Exchange:
         asked = self._asked
         name = b"%s.%d" % (asked.request_id, number)
         head = Head(asked.model, asked.version, asked.timeout_s, self._until_gone, name)
+        head.headers, head.wanted = asked.headers, asked.wanted
         try:
             answer = await infer(self._plane, self._codec, head, document, time.perf_counter())
         except GatewayError as error:

@@ -20,7 +20,8 @@ from gateway.grpc import health, reflection, service
 from gateway.grpc.health import Health
 from gateway.grpc.reflection import Reflection
 from gateway.grpc.service import Service
-from gateway.prediction import DataPlane
+from gateway.prediction import DataPlane, Head
+from gateway.router import Headers, wanted_of
 from gateway.telemetry import event
 
 _GRACE_S = 30.0
@@ -31,6 +32,8 @@ _PING_S_MIN = 10
 _SILENCE_S_MAX = 60
 _ID = "x-request-id"
 _ID_LENGTH_MAX = 128
+_DECISION = "x-driftgate-decision"
+"""In trailing metadata, which leave with the answer: initial ones cost a system call."""
 _STATUS = {status.name: status for status in grpc.StatusCode}
 
 
@@ -123,23 +126,30 @@ class Carrier:
         )  # fmt: skip
 
     async def _infer(self, message: bytes, context: Any) -> bytes:
-        metadata, request_id = context.invocation_metadata(), ""
+        metadata = context.invocation_metadata()
+        head = Head(None, None, context.time_remaining(), None)
         if len(metadata) != 1 or metadata[0][0] != "user-agent":  # Most calls have nothing else.
-            request_id = await _echo_id(context)
+            head.request_id = (await _echo_id(context)).encode()
+            head.headers = _headers(metadata)
+            head.wanted = wanted_of(head.headers)
         try:
             self._guard("predict", metadata)
-            return await self._service.infer(message, context.time_remaining(), request_id)
+            answer = await self._service.infer(message, head)
         except GatewayError as error:
-            await _refuse(context, error)
+            await _refuse(context, error, head.decision)
         except Exception:  # noqa: BLE001  no trace may reach a client
             await _fail(context, "ModelInfer")
+        else:
+            context.set_trailing_metadata(((_DECISION, head.decision.decode()),))
+            return answer
         return b""
 
     async def _stream_infer(self, messages: AsyncIterator[bytes], context: Any) -> None:
         await _echo_id(context)
         if await self._is_refused("predict", context):
             return
-        answers = self._service.stream(messages, context.time_remaining)
+        headers = _headers(context.invocation_metadata())
+        answers = self._service.stream(messages, context.time_remaining, headers)
         await _send(answers, context, "ModelStreamInfer")
 
     async def _watch(self, message: bytes, context: Any) -> None:
@@ -214,6 +224,11 @@ def _credentials(config: ServerConfig) -> Any:
     )
 
 
+def _headers(metadata: Any) -> Headers:
+    """Metadata as headers: gRPC keeps names in lower case as well."""
+    return [(k.encode(), v if isinstance(v, bytes) else v.encode()) for k, v in metadata or ()]
+
+
 async def _echo_id(context: Any) -> str:
     """Give a request's id back, if it has one. Only then: metadata costs a system call."""
     for name, value in context.invocation_metadata() or ():
@@ -239,8 +254,10 @@ async def _send(answers: AsyncGenerator[bytes, None], context: Any, name: str) -
             await _fail(context, name)
 
 
-async def _refuse(context: Any, error: GatewayError) -> None:
+async def _refuse(context: Any, error: GatewayError, decision: bytes = b"") -> None:
     trailing = [("x-driftgate-code", error.code)]
+    if decision:
+        trailing.append((_DECISION, decision.decode()))
     if error.retry_after_s is not None:
         trailing.append(("retry-after", str(error.retry_after_s)))
     await context.abort(_STATUS[error.grpc_status], str(error)[:_DETAILS_MAX], tuple(trailing))

@@ -18,7 +18,7 @@ from gateway.protocol import metadata
 from gateway.protocol.protobuf import Protobuf, StreamProtobuf, parsed, values
 from gateway.protocol.stubs import inference_pb2 as pb
 from gateway.protocol.v2_json import NO_SHARED_MEMORY
-from gateway.router import Variant
+from gateway.router import Headers, Variant, wanted_of
 from gateway.telemetry import event
 
 NAME = "inference.GRPCInferenceService"
@@ -46,25 +46,32 @@ class Service:
         self._is_closing = False
         self.calls: Mapping[str, Call] = self._calls()
 
-    async def infer(self, message: bytes, timeout_s: float | None, request_id: str = "") -> bytes:
+    async def infer(self, message: bytes, head: Head) -> bytes:
         """ModelInfer; cancel it when nobody waits for the answer any more.
+
+        Parameters
+        ----------
+        head : what came beside the message; its decision is set when a variant has been picked
 
         Raises
         ------
         GatewayError : what the client is told instead of an answer.
         """
         start = time.perf_counter()
-        head = Head(None, None, timeout_s, None, request_id.encode())
         return (await infer(self._plane, self._codec, head, message, start)).body
 
     async def stream(
-        self, messages: AsyncIterator[bytes], timeout_s: Callable[[], float | None]
+        self,
+        messages: AsyncIterator[bytes],
+        timeout_s: Callable[[], float | None],
+        headers: Headers = (),
     ) -> AsyncGenerator[bytes, None]:
         """ModelStreamInfer: an answer for each message, in order, errors among them.
 
         Parameters
         ----------
         timeout_s : time left of the whole stream
+        headers : what came with it, for the routes of all its messages
 
         Raises
         ------
@@ -76,7 +83,7 @@ class Service:
 
         async def read() -> None:
             async for message in messages:
-                answers.append(asyncio.ensure_future(self._one(message, timeout_s())))
+                answers.append(asyncio.ensure_future(self._one(message, timeout_s(), headers)))
                 news.set()
                 await room.acquire()
 
@@ -111,11 +118,11 @@ class Service:
         for reader in list(self._readers):
             reader.cancel()
 
-    async def _one(self, message: bytes, timeout_s: float | None) -> bytes:
+    async def _one(self, message: bytes, timeout_s: float | None, headers: Headers) -> bytes:
         start = time.perf_counter()
         codec = StreamProtobuf(self._json_bytes_max)
         try:
-            head = Head(None, None, timeout_s, None)
+            head = Head(None, None, timeout_s, None, headers=headers, wanted=wanted_of(headers))
             return (await infer(self._plane, codec, head, message, start)).body
         except GatewayError as error:
             return codec.encode_error(error)

@@ -1,8 +1,8 @@
 """A prediction asked for, whatever it was written in, and its fit to what a model takes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -46,6 +46,10 @@ class Call:
     version: str | None = None
     is_binary: bool = False
     """Some output is wanted as raw bytes; all of them, when `outputs` is empty."""
+    parameters: Mapping[str, Any] | None = None
+    """Of the request as a whole; routes may look at them."""
+    decision: bytes = b""
+    """What was decided for it, where the answer itself must say so (streams)."""
 
     def bind(self, signature: Signature, model: str) -> list[Array]:
         """The request's arrays in the model's own order.

@@ -53,10 +53,12 @@ class MessagePack:
     Parameters
     ----------
     bytes_max : bytes of a document beside its raw tensors; lists take some thirty times their size
+    in_stream : documents say themselves what an answer of its own says in headers
     """
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, *, in_stream: bool = False) -> None:
         self._bytes_max = bytes_max
+        self._in_stream = in_stream
 
     def decode(self, body: bytes) -> DocumentCall:
         """A document as a call; TooLargeError, BadRequestError or TensorError when it is none."""
@@ -65,7 +67,8 @@ class MessagePack:
     def encode(self, call: Call, served: Served, outputs: Sequence[Array]) -> Answer:
         """The answer, with the outputs that the call asked for."""
         chosen = choose(call, served.signature, served.model)
-        return Answer(encode(call, served, outputs, chosen), HEADERS)
+        said = call.decision.decode() if self._in_stream else ""
+        return Answer(encode(call, served, outputs, chosen, said), HEADERS)
 
 
 def decode(body: bytes, bytes_max: int) -> DocumentCall:
@@ -90,13 +93,16 @@ def identity(body: bytes, bytes_max: int) -> str | None:
     return value if type(value) is str else None
 
 
-def encode(call: Call, served: Served, arrays: Sequence[Array], chosen: Sequence[int]) -> bytes:
+def encode(
+    call: Call, served: Served, arrays: Sequence[Array], chosen: Sequence[int], decision: str = ""
+) -> bytes:
     """An answer as a document.
 
     Parameters
     ----------
     arrays : all outputs, in the model's order
     chosen : positions of those wanted
+    decision : becomes a parameter of the document
     """
     is_raw = call.is_raw if isinstance(call, DocumentCall) else True
     document: dict[str, Any] = {
@@ -105,6 +111,8 @@ def encode(call: Call, served: Served, arrays: Sequence[Array], chosen: Sequence
     }
     if call.id is not None:
         document["id"] = call.id
+    if decision:
+        document["parameters"] = {"x-driftgate-decision": decision}
     document["outputs"] = [
         {
             "name": served.signature.outputs[k].name,

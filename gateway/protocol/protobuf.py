@@ -30,6 +30,7 @@ _LISTS = {
 """Which list holds a datatype's elements; the sixteen-bit floats come raw only."""
 _FINAL = "triton_enable_empty_final_response"
 _FINAL_ANSWER = "triton_final_response"
+_DECISION = "x-driftgate-decision"
 _TENSORS_MAX = 1024
 _SMALL_BYTES = 65_536
 """What is shorter cannot grow into much."""
@@ -102,6 +103,10 @@ class StreamProtobuf(Protobuf):
     def encode(self, call: Call, served: Served, outputs: Sequence[Array]) -> Answer:
         """The answer, with the outputs that the call asked for."""
         content = _response(call, served, outputs)
+        if call.decision:  # Messages that follow each other are one: this adds a parameter.
+            said = pb.ModelInferResponse()
+            said.parameters[_DECISION].string_param = call.decision.decode()
+            content += said.SerializeToString()
         return Answer(b"".join((_INFER_RESPONSE, _length(len(content)), content)), _HEADERS)
 
     def encode_error(self, error: GatewayError) -> bytes:

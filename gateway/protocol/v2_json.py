@@ -371,6 +371,7 @@ def _read_parameters(parameters: Any, call: Call) -> None:
     for name in parameters:
         if name.startswith("triton_"):
             raise BadRequestError(f"parameter {shown(name)} is reserved and may not be sent")
+    call.parameters = parameters
     if parameters.get("binary_data_output") is not None and not call.outputs:
         call.is_binary = _flag(parameters, "binary_data_output", "parameters")
     timeout = parameters.get("timeout")
