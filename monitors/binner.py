@@ -10,6 +10,7 @@ from monitors.channel import Channel, Column, as_column
 from monitors.counts import Counts
 from monitors.errors import BlockError
 from monitors.layout import Places
+from monitors.summary import is_wide, summarised
 from monitors.witness import N_FAULTS, Witness
 
 _ROWS_AT_ONCE = 8192
@@ -40,7 +41,12 @@ class Binner:
         ------
         BlockError : they differ in length.
         """
-        found = {name: as_column(values) for name, values in columns.items() if name in self._place}
+        found = {}
+        for name, values in columns.items():
+            if name in self._place:
+                found[name] = as_column(values)
+            elif self.is_summarised(name) and is_wide(values):
+                found |= summarised(name, np.asarray(values))
         if len({column.size for column in found.values()}) > 1:
             first, n_rows = next((name, column.size) for name, column in found.items())
             name = next(name for name, column in found.items() if column.size != n_rows)
@@ -48,6 +54,10 @@ class Binner:
                 f"column {name!r} has {found[name].size} rows, column {first!r} has {n_rows}"
             )
         return found
+
+    def is_summarised(self, name: str) -> bool:
+        """Whether a column of this name is watched by its summary."""
+        return f"{name}.norm" in self._place
 
     def count(
         self,

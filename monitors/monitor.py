@@ -364,6 +364,8 @@ class Monitor:
 
     def _known(self, columns: Mapping[str, npt.ArrayLike]) -> dict[str, npt.NDArray[Any]]:
         for name in columns.keys() - self.profile.channels.keys():
+            if self.profile.binner.is_summarised(name):
+                continue
             if len(self._unknown) < UNKNOWN_MAX:
                 self._unknown[name] = None
         return self.profile.binner.rows(columns)

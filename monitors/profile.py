@@ -33,6 +33,7 @@ from monitors.document import COUNT_MAX, Part, parse
 from monitors.errors import ProfileError
 from monitors.layout import SPECIAL, Floats, Layout
 from monitors.season import Order
+from monitors.summary import is_wide, summarised
 from monitors.witness import (
     Group,
     Witness,
@@ -99,7 +100,8 @@ class Profile:
         Parameters
         ----------
         columns : name -> (n_rows,) numbers, booleans or strings; None and nan are missing.
-            Numbers must have the type in which they will be served.
+            Numbers must have the type in which they will be served. Arrays (n_rows, ...) of
+            numbers, as embeddings and images are, are watched by their norm and eight projections.
         n_bins : bins of a numeric column, beside those for atoms, out of range and missing
         levels_max : levels of a categorical column with a bin of their own
         lineage : anything JSON can hold
@@ -122,7 +124,7 @@ class Profile:
         channels: dict[str, Channel] = {}
         kept: dict[str, npt.NDArray[Any]] = {}
         n_rows = -1
-        for name, values in columns.items():
+        for name, values in _expanded(columns).items():
             if not isinstance(name, str) or not name:
                 raise ProfileError(f"a column's name must be a text, got {name!r}")
             column = _read_column(name, values)
@@ -525,6 +527,17 @@ def _read_times(times: npt.ArrayLike, n_rows: int) -> Floats:
 def _whole_norm(name: str, places: Mapping[str, int]) -> str:
     """The name of the norm when there are fewer groups than there were: numbers may be gone."""
     return name if name in places else "witness:norm[0]"
+
+
+def _expanded(columns: Mapping[str, npt.ArrayLike]) -> dict[str, npt.ArrayLike]:
+    """Embeddings and images as their summaries, in the place of each."""
+    expanded: dict[str, npt.ArrayLike] = {}
+    for name, values in columns.items():
+        if is_wide(values) and isinstance(name, str) and name:
+            expanded |= summarised(name, np.asarray(values))
+        else:
+            expanded[name] = values
+    return expanded
 
 
 def _read_column(name: str, values: object) -> npt.NDArray[Any]:

@@ -103,7 +103,7 @@ def test_lineage_is_kept_and_cannot_be_changed() -> None:
         ({}, "no columns"),
         ({"a": [], "b": []}, "'a'.*no rows"),
         ({"a": [1.0], "b": [1.0, 2.0]}, "'b'.*2 rows.*1"),
-        ({"a": np.zeros((2, 2))}, "'a'.*shape"),
+        ({"a": np.zeros((2, 2), "U1")}, "'a'.*shape"),
         ({"a": [1.0, "x"]}, "'a'.*mixes float and string"),
         ({"a": [True, 2]}, "'a'.*mixes boolean and integer"),
         ({"a": [[1], [2]]}, "'a'.*list"),
