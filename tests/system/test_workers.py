@@ -16,6 +16,7 @@ import grpc
 import httpx
 import pytest
 
+from bench import overhead
 from gateway.protocol.stubs import inference_pb2 as pb
 from registry import workers as heartbeats
 from tests import models
@@ -23,6 +24,7 @@ from tests.serving import Server, driftgate, request, serve, tensor, wait_until
 
 ONE = request(tensor("x", "FP32", [1], [1]))
 TOTAL = re.compile(r"^driftgate_requests_total\{[^}]*\} (\S+)$", re.MULTILINE)
+BIN = re.compile(r'_feature_bin_total\{[^}]*feature="input:x\[0\]"[^}]*\} (\S+)')
 TWO = ("--port", "0", "--workers", "2")
 
 
@@ -157,6 +159,29 @@ def test_http_and_grpc_of_two_workers_add_up_exactly_and_share_the_work(server: 
     assert answers == {n_calls * (16 + 8)}
     assert sum(held) == n_connections
     assert max(held) - min(held) <= 2, held
+
+
+def test_drift_and_bins_of_any_worker_are_those_of_the_host(tmp_path: Path) -> None:
+    """Rows that went to either are in every report, and counted once."""
+    overhead.write_registry(tmp_path)
+    with serve(tmp_path, flags=TWO) as server:
+        clients = [server.client() for _ in range(4)]
+        for k, body in enumerate(overhead.bodies(50, 20)):
+            path = f"/v2/models/{overhead.MODEL}/infer"
+            assert clients[k % 4].post(path, content=body).status_code == 200
+
+        def seen() -> set[tuple[int, float]]:
+            return {
+                (
+                    client.get(f"/drift/{overhead.MODEL}").json()["rows_observed"],
+                    sum(map(float, BIN.findall(client.get("/metrics/bins").text))),
+                )
+                for client in clients
+            }
+
+        wait_until(lambda: seen() == {(1000, 1000.0)}, "all four know of all rows")
+        for client in clients:
+            client.close()
 
 
 def connections_of(pid: int, port: int) -> int:
