@@ -12,11 +12,12 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 
+from gateway.protocol.call import Served
 from gateway.tensors import Array
 from monitors.guards import slow
 from monitors.guards.bets import CANDIDATE, CONTROL
@@ -25,6 +26,7 @@ from monitors.guards.units import Units
 from registry import buckets, store
 from registry.errors import WriteError
 from registry.rollouts import Rollout
+from registry.routes import UNIT_REQUEST
 
 FORMAT = 1
 KINDS = ("error", "slow", "not_finite")
@@ -33,6 +35,8 @@ N_BINS = 10
 _CHANNELS_MAX = 8
 _SAMPLES_MAX = 500
 _MISSING = 255
+_OURS = 500
+"""Statuses from here on are ours to answer for, not the client's."""
 _UNIT_KEY = b"exposures"
 
 
@@ -339,6 +343,71 @@ def read(path: Path, rollout: str) -> Found | None:
         return None
 
 
+class Choice(Protocol):
+    """What of a choice is counted by."""
+
+    @property
+    def version(self) -> int:
+        """That answers."""
+
+    @property
+    def reason(self) -> str:
+        """`SPLIT`: drawn with the probability `p`."""
+
+    @property
+    def p(self) -> float:
+        """With which such a unit is given to this variant."""
+
+
+class Decision(Protocol):
+    """What of a decision is counted by."""
+
+    @property
+    def choice(self) -> Choice:
+        """The variant, and why."""
+
+    @property
+    def unit(self) -> bytes | None:
+        """What is sticky."""
+
+    @property
+    def unit_kind(self) -> str:
+        """`request` where nothing is."""
+
+
+class Watched:
+    """A request of a rollout under way, until it has ended one way or another."""
+
+    __slots__ = ("_exposure", "_met", "_served")
+
+    def __init__(self, exposure: Exposure, met: Met, served: Served) -> None:
+        self._exposure = exposure
+        self._met = met
+        self._served = served
+
+    def answered(self, seconds: float, inputs: list[Array], outputs: list[Array]) -> None:
+        """It got its answer."""
+        signature = self._served.signature
+        names = (
+            [spec.name for spec in signature.inputs],
+            [spec.name for spec in signature.outputs],
+        )
+        self._exposure.end(
+            self._met, seconds, is_error=False, inputs=inputs, outputs=outputs, names=names
+        )
+
+    def failed(self, seconds: float, status: int) -> None:
+        """It failed; what is its client's doing, or was refused for want of room, says nothing."""
+        if status >= _OURS:
+            self._exposure.end(self._met, seconds, is_error=True)
+        else:
+            self._exposure.dropped(self._met)
+
+    def dropped(self) -> None:
+        """Its client has left."""
+        self._exposure.dropped(self._met)
+
+
 class Exposures:
     """The rollouts that a worker counts, by model."""
 
@@ -365,6 +434,23 @@ class Exposures:
                     Slot(slot_path(self._run_dir, self._state_dir, rollout.id, self._worker)),
                 )
 
+    def begin(self, served: Served, decision: Decision) -> "Watched | None":
+        """A request of a model with a rollout, if the split has assigned it."""
+        exposure = self.by_model.get(served.model)
+        choice = decision.choice
+        if exposure is None or choice.reason != "SPLIT":
+            return None
+        unit = None
+        if decision.unit and decision.unit_kind not in ("", UNIT_REQUEST):
+            unit = unit_hash(decision.unit)
+        met = exposure.begin(choice.version, choice.p, unit)
+        return None if met is None else Watched(exposure, met, served)
+
+    def run(self, model: str, version: int, change: int) -> None:
+        """A run of a version begins (1) or has ended (-1)."""
+        if (exposure := self.by_model.get(model)) is not None:
+            exposure.run(version, change)
+
     def snapshots(self) -> list[tuple[Exposure, bytes]]:
         """What is to be written, taken on the loop; write it anywhere."""
         found = [(exposure, exposure.snapshot()) for exposure in self.by_model.values()]
@@ -387,9 +473,9 @@ def slot_path(run_dir: Path | None, state_dir: Path, rollout: str, worker: str) 
     return (run_dir or state_dir / "run") / "in_hand" / f"{rollout}.{worker}"
 
 
-def unit_hash(unit: str) -> int:
+def unit_hash(unit: bytes) -> int:
     """64 bits of a unit for counting; not the hash that assigns it."""
-    return int.from_bytes(blake2b(unit.encode(), digest_size=8, key=_UNIT_KEY).digest(), "big")
+    return int.from_bytes(blake2b(unit, digest_size=8, key=_UNIT_KEY).digest(), "big")
 
 
 def _channels(prefix: str, tensors: Sequence[Array], names: Sequence[str]) -> list[Channel]:

@@ -116,7 +116,7 @@ class DataPlane:
             return await asyncio.to_thread(codec.decode, body)
 
 
-async def infer(  # noqa: C901  one prediction from start to end, on one screen
+async def infer(  # noqa: C901, PLR0912, PLR0915  one prediction from start to end, on one screen
     plane: DataPlane, codec: Codec, head: Head, body: bytes, start: float
 ) -> Answer:
     """One prediction: decode, pick a variant, bind, batch, run, observe, encode.
@@ -146,6 +146,8 @@ async def infer(  # noqa: C901  one prediction from start to end, on one screen
     served = variant.served
     signature, model = served.signature, served.model
     meters = variant.meters if decision is None else plane.meters(variant, decision.choice)
+    # None for all models but those with a rollout under way.
+    watched = decision and plane.exposures and plane.exposures.begin(served, decision)
     try:
         if call is None:
             call = await _decoded(plane, codec, body)
@@ -170,12 +172,18 @@ async def infer(  # noqa: C901  one prediction from start to end, on one screen
         answer = codec.encode(call, served, given)
     except asyncio.CancelledError:
         meters.fail(ClientGoneError.code, time.perf_counter() - start)
+        if watched:
+            watched.dropped()
         raise
     except GatewayError as error:
         meters.fail(error.code, time.perf_counter() - start)
+        if watched:
+            watched.failed(time.perf_counter() - start, error.status)
         raise
     meters.ok.add()
     meters.seconds.observe(time.perf_counter() - start)
+    if watched:
+        watched.answered(time.perf_counter() - start, inputs, outputs)
     return answer
 
 

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from gateway import loader, memory
-from gateway.batcher import Batcher, BatchMeters, Observe
+from gateway.batcher import Batcher, BatchMeters, Observe, Run
 from gateway.config import ServerConfig
 from gateway.errors import (
     GatewayError,
@@ -696,7 +696,7 @@ class Sync:
             )
         observe = self._tapped(name, version, signature)
         batcher = Batcher(
-            session.run,
+            self._noted(name, version, session.run),
             model=name,
             version=version,
             can_batch=trial.can_batch,
@@ -730,6 +730,21 @@ class Sync:
         event("run_stuck", logging.ERROR, model=name, version=version)
         if self._plane.recycle is not None:
             self._plane.recycle("run_stuck")
+
+    def _noted(self, name: str, version: int, run: Run) -> Run:
+        """A run that says it is under way where that outlives the process, for rollouts."""
+
+        def noted(inputs: list[Array]) -> list[Array]:
+            exposures = self._plane.exposures
+            if exposures is None or name not in exposures.by_model:
+                return run(inputs)
+            exposures.run(name, version, 1)
+            try:
+                return run(inputs)
+            finally:
+                exposures.run(name, version, -1)
+
+        return noted
 
     def _tapped(self, name: str, version: int, signature: Signature) -> Observe:
         """Offers to the tap what ran: whole runs, whose rows are stacked already, or requests."""

@@ -78,6 +78,16 @@ def constant(number: float) -> bytes:
     )
 
 
+def plus(number: float) -> bytes:
+    """Adds the same number to every row."""
+    return _model(
+        [helper.make_node("Add", ["x", "number"], ["y"])],
+        [_info("x", "FP32", ("n", 1))],
+        [_info("y", "FP32", ("n", 1))],
+        {"number": np.float32([[number]])},
+    )
+
+
 def sum_and_difference() -> bytes:
     """Two inputs of two columns, two outputs."""
     return _model(

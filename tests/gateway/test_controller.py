@@ -96,7 +96,7 @@ class Rig:
             is_candidate = Random(f"{self.state.salts['split']}{name}").random() < p
             exposure = self.random.choice(self.workers).by_model["m"]
             met = exposure.begin(
-                9 if is_candidate else 7, p if is_candidate else 1 - p, unit_hash(name)
+                9 if is_candidate else 7, p if is_candidate else 1 - p, unit_hash(name.encode())
             )
             seconds, is_error, score = behave(self.random, is_candidate)
             x = np.array([[self.random.random()]])

@@ -1,14 +1,20 @@
 """Rollouts against a real server: started, watched, told what to do, by HTTP and by command."""
 
 import json
+import os
+import random
+import signal
+import threading
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
+from gateway.exposures import Slot
 from registry.revisions import Revisions
 from tests import models
-from tests.serving import driftgate, serve
+from tests.serving import driftgate, request, serve, tensor
 
 
 @pytest.fixture
@@ -86,6 +92,104 @@ def test_commands_do_the_same_on_the_directory(registry) -> None:
     assert said.stdout.startswith("1 % of 200 requests/h: within 100 h this step sees")
 
 
+PLAN = {
+    "steps": [{"weight": 20, "for_s": 1, "units_min": 20}, {"weight": 50, "for_s": 1}],
+    "bake_s": 1,
+}
+CANDIDATES = {
+    "errs": (models.four_rows_at_most(), {}),
+    "slow": (models.slow(n_rounds=30), {"output_shift": {"action": "ignore"}}),
+    "shifts": (models.plus(3), {"slow_requests": {"action": "ignore"}}),
+    "equal": (models.plus(0), {"slow_requests": {"action": "ignore"}}),
+    "kills": (models.slow(n_rounds=3000), {}),
+}
+ROWS = 5
+"""More than `four_rows_at_most` can take."""
+
+
+def ask(url, model, stop):
+    """Users who come and go, until `stop` is set."""
+    rng = random.Random(model)
+    with httpx.Client(base_url=url, timeout=30) as http:
+        while not stop.is_set():
+            values = [[rng.gauss(0, 1)] for _ in range(ROWS)]
+            try:
+                http.post(
+                    f"/v2/models/{model}/infer",
+                    json=request(tensor("x", "FP32", [ROWS, 1], values)),
+                    headers={"x-user-id": f"u{rng.randrange(10**9)}"},
+                )
+            except httpx.HTTPError:
+                time.sleep(0.1)  # its worker has died, or is being replaced
+
+
+def test_five_candidates_are_judged_by_two_workers(tmp_path) -> None:
+    """One errs, one is slow, one shifts, one is equal, one kills its worker: abort, abort, hold,
+    promote, abort; each says why.
+    """
+    registry = tmp_path / "models"
+    for name, (content, _) in CANDIDATES.items():
+        models.put(registry, name, 1, models.plus(0))
+        assert driftgate("promote", name, "1", "-r", str(registry)).returncode == 0
+        models.put(registry, name, 2, content)
+    flags = ("--port", "0", "--workers", "2")
+    failures = ("worker_ended", "worker_died_in_rollout")
+    with (
+        serve(registry, flags=flags, expected_failures=failures) as server,
+        server.client() as http,
+    ):
+        for name, (_, guards) in CANDIDATES.items():
+            route = {"unit": ["header:x-user-id", "request"]}
+            assert http.put(f"/admin/routes/{name}", json=route).status_code == 200
+            body = {"model": name, "version": 2, "plan": PLAN | {"guards": guards}}
+            assert http.post("/admin/rollouts", json=body).status_code == 200
+        stop = threading.Event()
+        clients = [
+            threading.Thread(target=ask, args=(server.url, name, stop)) for name in CANDIDATES
+        ]
+        for client in clients:
+            client.start()
+        try:
+            ended = {
+                "errs": ("aborted", "error_rate"),
+                "slow": ("aborted", "slow_requests"),
+                "shifts": ("holding", "output_shift"),
+                "equal": ("done", ""),
+            }
+            for name, (phase, words) in ended.items():
+                at = f"/admin/rollouts/{name}"
+                found = until(lambda at=at, phase=phase: _at(http, at, phase), timeout_s=60)
+                assert words in found["reason"], found
+            kill_with_the_candidate_in_hand(registry, http)
+            found = until(lambda: _at(http, "/admin/rollouts/kills", "aborted"), timeout_s=20)
+            assert "SIGSEGV" in found["reason"]
+        finally:
+            stop.set()
+            for client in clients:
+                client.join()
+    heads = Revisions(registry / ".driftgate").head().models
+    champions = {name: state.aliases["champion"] for name, state in heads.items()}
+    assert champions == {"errs": 1, "slow": 1, "shifts": 1, "equal": 2, "kills": 1}
+
+
+def kill_with_the_candidate_in_hand(registry, http) -> None:
+    """SIGSEGV, while a worker runs nothing but the candidate of `kills`."""
+    rollout = http.get("/admin/rollouts/kills").json()["id"]
+
+    def victim():
+        for path in (registry / ".driftgate").rglob(f"in_hand/{rollout}.*"):
+            found = Slot.read(path)
+            if found and found[2][0] > 0:
+                return found[0]
+        return None
+
+    os.kill(until(victim), signal.SIGSEGV)
+
+
 def _at(http, path, phase):
-    found = http.get(path).json()
+    """The rollout, once it is in this phase."""
+    try:
+        found = http.get(path).json()
+    except httpx.HTTPError:  # the worker behind this connection was killed
+        return None
     return found if found["phase"] == phase else None
