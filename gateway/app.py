@@ -55,6 +55,7 @@ from gateway.telemetry import (
     READY,
     REFUSED,
     REVISION,
+    ROLLOUT_WEIGHT,
     SESSION_BYTES,
     WEBHOOKS,
     WEBHOOKS_WAITING,
@@ -233,6 +234,7 @@ class App:
         telemetry.source(QUEUED_ROWS, self.sync.queued_samples)
         telemetry.source(SESSION_BYTES, self.sync.session_samples)
         telemetry.source(REVISION, self.sync.revision_samples)
+        telemetry.source(ROLLOUT_WEIGHT, self.exposures.weight_samples)
         telemetry.source(DEGRADED, self._degraded)
         if (webhooks := self.webhooks) is not None:
             telemetry.source(WEBHOOKS_WAITING, lambda: [((), float(webhooks.waiting))])

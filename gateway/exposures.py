@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from gateway.protocol.call import Served
+from gateway.telemetry import Sample
 from gateway.tensors import Array
 from monitors.guards import slow
 from monitors.guards.bets import CANDIDATE, CONTROL
@@ -455,6 +456,10 @@ class Exposures:
         """What is to be written, taken on the loop; write it anywhere."""
         found = [(exposure, exposure.snapshot()) for exposure in self.by_model.values()]
         return [(exposure, data) for exposure, data in found if data is not None]
+
+    def weight_samples(self) -> list[Sample]:
+        """For the gauge of weights."""
+        return [((model,), each.rollout.weight) for model, each in self.by_model.items()]
 
     def close(self) -> None:
         """The worker ends of its own will."""

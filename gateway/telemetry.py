@@ -270,6 +270,14 @@ REVISION = _declare(
         ("state",),
     )
 )
+ROLLOUT_WEIGHT = _declare(
+    Family(
+        "driftgate_rollout_weight",
+        "gauge",
+        "Percent of units that the candidate of a rollout answers.",
+        ("model",),
+    )
+)
 READY = _declare(Family("driftgate_ready", "gauge", "1 when the server answers predictions."))
 BUILD = _declare(
     Family(
