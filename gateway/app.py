@@ -118,7 +118,7 @@ class App:
             self.carrier = carrier.Carrier(self.plane, self.access, grpc_host)
         self.predictions = _prediction_log(config, self.telemetry)
         self.plane.predictions = self.predictions
-        self.exposures, self.controller = _rollouts(config, self.plane, place)
+        self.exposures, self.controller = _rollouts(config, self.plane, place, self.alarms)
         self.plane.exposures = self.exposures
         self._predict = Predict(self.plane, self.access)
         self._stream = Stream(self.plane, self.access)
@@ -302,7 +302,7 @@ def _prediction_log(config: ServerConfig, telemetry: Telemetry) -> PredictionLog
 
 
 def _rollouts(
-    config: ServerConfig, plane: DataPlane, place: Place | None
+    config: ServerConfig, plane: DataPlane, place: Place | None, log: AlarmLog
 ) -> tuple[Exposures, Controller]:
     """What counts for rollouts, and what moves them."""
     run_dir = None if place is None else place.run_dir
@@ -317,5 +317,10 @@ def _rollouts(
             host,
             workers=readiness(config.state_path),
             deaths=deaths_of(run_dir),
+            drifts=lambda model: [
+                f"{episode.monitor} of version {episode.version}"
+                for episode in log.episodes()
+                if episode.model == model and episode.state == "open"
+            ],
         ),
     )

@@ -1,5 +1,8 @@
 """Rollouts: plans say everything that is wrong, phases move as drawn, abort always succeeds."""
 
+import re
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -48,6 +51,18 @@ def test_a_plan_says_everything_that_is_wrong() -> None:
             """
         )
     assert len(refused.value.problems) == 4
+
+
+def test_the_page_of_plans_lists_every_field() -> None:
+    """docs/reference/rollout-format.md, in the order of the code."""
+    page = (Path(__file__).parents[2] / "docs/reference/rollout-format.md").read_text("utf-8")
+    listed = re.findall(r"^\| ([A-Z]\w+) \| `(\w+)` \|", page, re.MULTILINE)
+
+    assert listed == [
+        (part.__name__, field.name)
+        for part in rollouts.PARTS
+        for field in msgspec.structs.fields(part)
+    ]
 
 
 def test_a_plan_reads_yaml_and_has_defaults_that_work() -> None:
@@ -162,6 +177,12 @@ def test_copies_come_first_if_the_plan_says_so() -> None:
     assert weights(shadowing) == {"champion": 10_000}
     assert shadowing.route.shadow[0].sample == 50
     assert rollouts.commit(shadowing, now=2.0).route.shadow == ()
+
+
+def test_a_plan_that_asks_for_what_is_not_there_is_refused_at_the_start() -> None:
+    """Accepted and then ignored would be worse."""
+    with pytest.raises(RolloutError, match="shadow_first"):
+        rollouts.starting(9, rollouts.parse_plan({"shadow_first": {}}), now=0.0)
 
 
 def test_rollback_while_baking_needs_no_analysis() -> None:
