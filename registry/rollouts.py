@@ -511,7 +511,8 @@ def _with(state: ModelState, rollout: Rollout) -> ModelState:
         known = {str(share.to): str(share.to) for share in route.split}
         before = _renamed(state.buckets, {}, known) if state.buckets else ""
         table = routes.table(route, before, seed).format()
-    tree: dict[str, Any] = msgspec.to_builtins(rollout)
+    # As JSON has it (lists, no tuples), so that what is read back is what was written.
+    tree: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(rollout))
     return msgspec.structs.replace(
         state, route=None if route == Route() else route, rollout=tree, buckets=table
     )
