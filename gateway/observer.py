@@ -210,8 +210,10 @@ class Observer:
             self._next_look = time.monotonic() + _LOOK_S
             self._look()
         now = time.time()
+        # New workers are looked for once a pass: with a thousand models that is what counts.
+        first = next((w for w in self._watches.values() if w.monitor is not None), None)
         for watch in self._watches.values():
-            self._guarded(watch, partial(watch.tick, now))
+            self._guarded(watch, partial(watch.tick, now, is_looking=watch is first))
         self._pass_on()
 
     def _pass_on(self) -> None:

@@ -84,14 +84,14 @@ class Shared:
     ----------
     directory : of the conclusions; None: they are not kept
     array : (name, n) -> cells of this worker that all workers can read; None: they cannot
-    total : name -> the sum of these cells over all workers
+    total : name -> the sum of these cells over all workers; `is_looking` for new workers, too
     """
 
     def __init__(
         self,
         directory: Path | None = None,
         array: "Callable[[str, int], memoryview[int]] | None" = None,
-        total: Callable[[str], Cells | None] | None = None,
+        total: Callable[..., Cells | None] | None = None,
     ) -> None:
         self.directory = directory
         self.is_holder = False
@@ -115,9 +115,11 @@ class Shared:
             return np.zeros(n, np.int64)
         return np.frombuffer(self._array(name, n), np.int64)
 
-    def total(self, name: str, own: Cells) -> Cells:
+    def total(self, name: str, own: Cells, *, is_looking: bool = True) -> Cells:
         """(n,) counts of all workers."""
-        found = self._total(name) if self._total is not None and self._array is not None else None
+        found = None
+        if self._total is not None and self._array is not None:
+            found = self._total(name, is_looking=is_looking)
         return own.copy() if found is None or found.size != own.size else found
 
 
@@ -305,7 +307,7 @@ class Watch:
         self._cells[0] += n_rows
         self.meters.observed.add(n_rows)
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float, *, is_looking: bool = True) -> None:
         """Judge what has gathered, if it is enough or has waited long enough; keep conclusions."""
         if self.monitor is None:
             return
@@ -317,7 +319,7 @@ class Watch:
             self._was_judge = True
             if self._shared.is_holder:
                 self._restore()
-        total = self._shared.total(self._name, self._cells)
+        total = self._shared.total(self._name, self._cells, is_looking=is_looking)
         if (total < self._cursor).any():  # The host's counters began anew.
             self._cursor = np.zeros_like(total)
         n_rows = int(total[0] - self._cursor[0])
