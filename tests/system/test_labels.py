@@ -14,7 +14,7 @@ import pytest
 from gateway.labels.rows import Kept, pack
 from gateway.labels.store import Store
 from tests import models
-from tests.serving import Server, driftgate, request, serve, tensor
+from tests.serving import Server, driftgate, request, serve, tensor, wait_until
 
 NOTHING = dict.fromkeys(
     ("joined", "duplicate", "unknown", "late", "not_sampled", "conflict", "invalid"), 0
@@ -251,3 +251,21 @@ def test_where_no_predictions_are_kept_labels_are_refused(tmp_path: Path) -> Non
     assert (answer.status_code, answer.json()["code"]) == (409, "labels_off")
     assert "--labels-sample" in answer.json()["error"]
     assert not list(tmp_path.rglob("labels*"))
+
+
+def test_workers_of_a_host_share_what_is_kept(tmp_path: Path) -> None:
+    """Whichever worker answers and whichever takes the labels: all meet within seconds."""
+    models.put(tmp_path / "models", "m", 1, models.identity())
+    settings = {"workers": 2, "labels.sample": 100, "run_dir": tmp_path / "run"}
+    body = request(tensor("x", "FP32", [1], [0.5]))
+    with serve(tmp_path / "models", settings) as server:
+        for k in range(24):
+            with server.client(headers={"x-request-id": f"w{k}"}) as client:  # a connection each
+                assert client.post("/v2/models/m/infer", json=body).status_code == 200
+        for k in range(24):
+            with server.client() as client:
+                answer = client.post("/labels", json=[{"id": f"w{k}/0", "label": k % 2}]).json()
+                assert set(counts(answer)) <= {"joined", "unknown"}
+        store = Store(f"sqlite:///{tmp_path / 'run' / 'labels.sqlite3'}")
+        wait_until(lambda: len(store.joined("m")) == 24, "all labels have met their predictions")
+        store.close()
