@@ -341,6 +341,21 @@ class QueueFullError(GatewayError):
         )
 
 
+class ModelBusyError(GatewayError):
+    """As many requests of one model are under way as its route allows."""
+
+    code = "model_busy"
+    status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
+    retry_after_s = 1
+
+    def __init__(self, model: str, inflight_max: int) -> None:
+        super().__init__(
+            f"model {model!r}: {inflight_max} requests are under way in this worker, as many as its"
+            " route allows (limits.inflight_max); retry later"
+        )
+
+
 class ClientGoneError(GatewayError):
     """The client hung up before its rows ran: they are dropped, and nobody is answered."""
 
@@ -447,6 +462,7 @@ ALL = (
     MediaTypeError,
     UnsupportedError,
     QueueFullError,
+    ModelBusyError,
     ClientGoneError,
     GatewayError,
     ModelFailedError,

@@ -1,6 +1,7 @@
 """The hot path: one prediction, bytes in, bytes out, the same for every carrier."""
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -17,15 +18,22 @@ from gateway.errors import (
 )
 from gateway.exposures import Exposures
 from gateway.labels import Asked, Observed, PredictionLog
+from gateway.limits import Gate, refuse_rows
 from gateway.protocol.call import Answer, Call, Codec, choose, classified, n_rows, refuse_texts
-from gateway.router import Choice, Decision, Headers, Look, Meters, Model, Table, Variant
+from gateway.router import Choice, Decision, Headers, Look, Meters, Model, Routing, Table, Variant
 from gateway.tap import Tap
 from gateway.telemetry import REJECTED, Telemetry
 from gateway.tensors import Array
 from registry.catalog import VersionFiles
+from registry.routes import Limits
 
 _SMALL_BYTES = 256 * 1024
 """Larger bodies are decoded off the loop."""
+
+_UNLIMITED = Limits()
+_FIRST_SHARE = 2 / 3
+"""Of a request's time, for the variant that should answer; the rest is for one hop."""
+_LEFT_S_MIN = 0.001
 
 Gone = Callable[[], Awaitable[None]]
 """Returns when the client has hung up."""
@@ -79,6 +87,7 @@ class DataPlane:
         self.predictions: PredictionLog | None = None
         """Where predictions wait for labels, if they do."""
         self._large = asyncio.Semaphore(1)
+        self._gates: dict[str, Gate] = {}
         self._meters: dict[tuple[str, int], dict[tuple[str, str], Meters]] = {}
 
     @property
@@ -93,6 +102,12 @@ class DataPlane:
     def rejected(self, error: GatewayError) -> None:
         """Count a request that was refused before a version was picked."""
         self.telemetry.counter(REJECTED, error.code).add()
+
+    def gate(self, model: str) -> Gate:
+        """Who is let in to a model."""
+        if (gate := self._gates.get(model)) is None:
+            gate = self._gates[model] = Gate(model)
+        return gate
 
     def meters_of(self, variant: Variant) -> list[Meters]:
         """Counts of all kinds of traffic that a variant has met."""
@@ -116,9 +131,7 @@ class DataPlane:
             return await asyncio.to_thread(codec.decode, body)
 
 
-async def infer(  # noqa: C901, PLR0912, PLR0915  one prediction from start to end, on one screen
-    plane: DataPlane, codec: Codec, head: Head, body: bytes, start: float
-) -> Answer:
+async def infer(plane: DataPlane, codec: Codec, head: Head, body: bytes, start: float) -> Answer:
     """One prediction: decode, pick a variant, bind, batch, run, observe, encode.
 
     Parameters
@@ -143,6 +156,24 @@ async def infer(  # noqa: C901, PLR0912, PLR0915  one prediction from start to e
     except GatewayError as error:
         plane.rejected(error)
         raise
+    if routing is None:
+        return await _answered(plane, codec, head, body, call, variant, decision, start)
+    return await _routed(plane, codec, head, body, call, variant, decision, start, routing)
+
+
+async def _answered(  # noqa: C901, PLR0917  one prediction from start to end, on one screen
+    plane: DataPlane,
+    codec: Codec,
+    head: Head,
+    body: bytes,
+    call: Call | None,
+    variant: Variant,
+    decision: Decision | None,
+    start: float,
+    timeout_s: float | None = None,
+    rows_max: int | None = None,
+) -> Answer:
+    """What the variant that was picked says; all counts are that variant's."""
     served = variant.served
     signature, model = served.signature, served.model
     meters = variant.meters if decision is None else plane.meters(variant, decision.choice)
@@ -156,7 +187,9 @@ async def infer(  # noqa: C901, PLR0912, PLR0915  one prediction from start to e
             choose(call, signature, model)  # Before anything runs for a name that is wrong.
             refuse_texts(call, signature)
         rows = n_rows(inputs, signature, model) if signature.has_row_axis else _size(inputs)
-        timeout_s = plane.timeout_s
+        if rows_max is not None:
+            refuse_rows(model, rows, rows_max)
+        timeout_s = timeout_s or plane.timeout_s
         for asked_s in (call.timeout_s, head.timeout_s):
             if asked_s is not None and asked_s < timeout_s:
                 timeout_s = asked_s
@@ -185,6 +218,46 @@ async def infer(  # noqa: C901, PLR0912, PLR0915  one prediction from start to e
     if watched:
         watched.answered(time.perf_counter() - start, inputs, outputs)
     return answer
+
+
+async def _routed(  # noqa: PLR0917  what `infer` knows by now
+    plane: DataPlane,
+    codec: Codec,
+    head: Head,
+    body: bytes,
+    call: Call | None,
+    variant: Variant,
+    decision: Decision | None,
+    start: float,
+    routing: Routing,
+) -> Answer:
+    """The same under a route: within its limits and its time, with one hop if the variant fails."""
+    route, model = routing.route, variant.model
+    limits, fallback = route.limits or _UNLIMITED, route.fallback
+    total_s = min(route.timeout_s or plane.timeout_s, head.timeout_s or math.inf)
+    first_s = total_s
+    if fallback is not None and "timeout" in fallback.on:
+        first_s *= _FIRST_SHARE  # One budget for both: something must be left for the hop.
+    gate = plane.gate(model)
+    try:
+        gate.enter(limits)
+    except GatewayError as error:
+        plane.rejected(error)
+        raise
+    try:
+        return await _answered(
+            plane, codec, head, body, call, variant, decision, start, first_s, limits.rows_max
+        )
+    except GatewayError as error:
+        left_s = total_s - (time.perf_counter() - start)
+        found = routing.hop(error, variant.version, plane.table.model(model).variants)
+        if found is None or head.version is not None or left_s < _LEFT_S_MIN:
+            raise
+        other, hop = found
+        head.decision = hop.header
+        return await _answered(plane, codec, head, body, None, other, hop, start, left_s)
+    finally:
+        gate.leave()
 
 
 def _pick(model: Model, head: Head, call: Call | None) -> tuple[Variant | int, Decision | None]:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from gateway.counters import Counter, Histogram
 from gateway.errors import (
+    DeadlineError,
+    GatewayError,
     ModelNotFoundError,
     NotReadyError,
     OverrideError,
@@ -269,6 +271,19 @@ class Routing:
                 for unit in (*units, routes.UNIT_REQUEST)
             }
 
+    def ignored(self) -> list[str]:
+        """Parts of the route that this release keeps and does not act on."""
+        route, limits = self.route, self.route.limits or routes.Limits()
+        parts = {
+            "shadow": route.shadow,
+            "breaker": route.breaker,
+            "batch": route.batch,
+            "capture": route.capture,
+            "limits.queue_rows_max": limits.queue_rows_max,
+            "limits.rate_per_s_max": limits.rate_per_s_max,
+        }
+        return [name for name, part in parts.items() if part]
+
     def version_of(self, to: str | int) -> int:
         """The version behind a `to`; 0: the champion, whichever answers now."""
         text = str(to)
@@ -307,6 +322,24 @@ class Routing:
             self._drawn = iter([many[k : k + 16] for k in range(16, _DRAWN_BYTES, 16)])
             drawn = many[:16]
         return routes.UNIT_REQUEST, drawn
+
+    def hop(
+        self, error: GatewayError, version: int, variants: Mapping[int, Variant]
+    ) -> tuple[Variant, Decision] | None:
+        """Who answers instead of a version that failed so; None: nobody does."""
+        fallback = self.route.fallback
+        kind = "timeout" if isinstance(error, DeadlineError) else "error"
+        if fallback is None or kind not in fallback.on or error.status < 500:
+            return None
+        for to in fallback.to:
+            other = variants.get(self.version_of(to))
+            if other is not None and other.version != version:
+                reason = f"FALLBACK({version})"
+                choice = Choice.of(
+                    str(to), other.version, reason, self.revision, traffic="fallback"
+                )
+                return other, Decision(choice)
+        return None
 
     def override(self, wanted: str) -> Decision:
         """What a client named itself; counted apart, and in no statistics.

@@ -370,6 +370,8 @@ class Sync:
         routing = None
         if state.route is not None:
             routing = Routing(name, state, number, self._plane.telemetry)
+            if ignored := routing.ignored():
+                event("route_part_ignored", logging.WARNING, model=name, parts=ignored)
         self._put(replace(model, aliases=state.aliases, routing=routing, revision=number))
         if model.is_unloaded:
             return

@@ -15,7 +15,7 @@ from gateway.protocol.stubs import inference_pb2 as pb
 from registry.buckets import bucket_of
 from registry.revisions import Revisions
 from tests import models
-from tests.serving import Server, request, serve, tensor
+from tests.serving import Server, request, serve, tensor, wait_until
 
 ONE = request(tensor("x", "FP32", [1], [0]))
 ROUTE: dict[str, Any] = {
@@ -149,12 +149,10 @@ def test_who_was_picked_is_said_on_every_answer_and_counted_by_role(server: Serv
             "/v2/models/plain/infer", json=ONE, headers={"x-driftgate-version": "1"}
         )
         assert (refused.status_code, refused.json()["code"]) == (403, "override_not_allowed")
-        text = http.get("/metrics").text
-    for labels in ('variant="challenger",traffic="primary"', 'variant="2",traffic="pinned"'):
-        where, name = labels.split(",")
-        pattern = rf"driftgate_requests_total{{[^}}]*{where}[^}}]*}} [1-9]"
-        assert re.search(pattern, text), labels
-        assert name in text or name.replace(",", "") in text
+        counts, text = requests_of(http), http.get("/metrics").text
+    assert counts["2", "challenger", "primary", "ok"]
+    assert counts["2", "2", "pinned", "ok"]
+    assert counts["2", "challenger", "pinned", "ok"]
     assert "driftgate_unit_fallback_total" in text
 
 
@@ -181,3 +179,71 @@ def test_a_heavier_weight_moves_units_one_way_only(server: Server) -> None:
 
         assert before < after
         assert with_challenger(http) == before
+
+
+def test_one_other_answers_when_the_variant_fails_and_the_blame_stays(tmp_path: Path) -> None:
+    """A hop within one time; the failure counts for the assigned variant; limits come first."""
+    models.put(tmp_path, "m", 1, models.identity("FP32", ("n", 1)))
+    models.put(tmp_path, "m", 2, models.four_rows_at_most())
+    route = {
+        "split": [{"to": 2, "weight": 100}],
+        "fallback": {"to": [2, "champion"]},
+        "limits": {"rows_max": 8, "inflight_max": 64},
+        "timeout_s": 5,
+    }
+    few, five, many = (request(tensor("x", "FP32", [n, 1], list(range(n)))) for n in (2, 5, 9))
+    with serve(tmp_path, {"sync.poll_s": 0.1}) as server, server.client() as http:
+        changed(http.post("/admin/models/m/promote", json={"version": 1}))
+        changed(http.put("/admin/routes/m?wait=applied&timeout=10", json=route))
+
+        answer = http.post("/v2/models/m/infer", json=few)
+        assert said(answer.headers["x-driftgate-decision"])["version"] == "2"
+        answer = http.post("/v2/models/m/infer", json=five)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["outputs"][0]["data"] == [0, 1, 2, 3, 4]
+        decision = said(answer.headers["x-driftgate-decision"])
+        assert (decision["reason"], decision["version"]) == ("FALLBACK(2)", "1")
+        pinned = http.post("/v2/models/m/versions/2/infer", json=five)
+        assert pinned.status_code == 500
+        refused = http.post("/v2/models/m/infer", json=many)
+        assert (refused.status_code, refused.json()["code"]) == (413, "too_large")
+        counts = requests_of(http)
+    assert counts["2", "2", "primary", "model_failed"] == 1
+    assert counts["1", "champion", "fallback", "ok"] == 1
+    assert counts["2", "2", "pinned", "model_failed"] == 1
+
+
+def requests_of(http: httpx.Client) -> dict[tuple[str, str, str, str], float]:
+    """Requests by version, variant, traffic and code."""
+    found = {}
+    for labels, value in re.findall(
+        r"^driftgate_requests_total\{(.*)\} (\S+)$", http.get("/metrics").text, flags=re.MULTILINE
+    ):
+        given = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        if given["model"] == "m":
+            key = given["version"], given["variant"], given["traffic"], given["code"]
+            found[key] = float(value)
+    return found
+
+
+def test_a_candidate_that_fails_is_taken_out_by_the_traffic_it_gets(tmp_path: Path) -> None:
+    """What the split assigned is counted for the rollout; nobody has to look at it."""
+    models.put(tmp_path, "m", 1, models.identity("FP32", ("n", 1)))
+    models.put(tmp_path, "m", 2, models.four_rows_at_most())
+    five = request(tensor("x", "FP32", [5, 1], list(range(5))))
+    plan = {"steps": [{"weight": 10, "for_s": 0, "units_min": 10_000}]}
+    with serve(tmp_path, {"sync.poll_s": 0.1}) as server, server.client() as http:
+        changed(http.post("/admin/models/m/promote?wait=applied&timeout=10", json={"version": 1}))
+        body = {"model": "m", "version": 2, "plan": plan}
+        started = http.post("/admin/rollouts", json=body)
+        assert started.status_code == 200, started.text
+        (listed,) = http.get("/admin/rollouts").json()["rollouts"]
+        at = f"/admin/rollouts/{listed['id']}"
+
+        def is_aborted() -> bool:
+            for _ in range(50):
+                http.post("/v2/models/m/infer", json=five)
+            return bool(http.get(at).json()["phase"] == "aborted")
+
+        wait_until(is_aborted, "an aborted rollout", timeout_s=40)
+        assert http.get("/admin/state").json()["models"]["m"]["aliases"]["champion"] == 1
