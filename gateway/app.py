@@ -306,7 +306,9 @@ def _rollouts(
 ) -> tuple[Exposures, Controller]:
     """What counts for rollouts, and what moves them."""
     run_dir = None if place is None else place.run_dir
-    host = re.sub(r"[^A-Za-z0-9._-]", "_", socket.gethostname())
+    server = "" if place is None else place.server
+    # As in heartbeats: two servers of one host must not write one file.
+    host = re.sub(r"[^A-Za-z0-9._-]", "_", socket.gethostname() + server)
     slot = "0" if place is None else place.name
     return (
         Exposures(config.state_path, run_dir or config.run_path, f"{host}-{slot}"),
