@@ -93,7 +93,10 @@ def test_commands_do_the_same_on_the_directory(registry) -> None:
 
 
 PLAN = {
-    "steps": [{"weight": 20, "for_s": 1, "units_min": 20}, {"weight": 50, "for_s": 1}],
+    "steps": [
+        {"weight": 20, "for_s": 1, "units_min": 20},
+        {"weight": 50, "for_s": 1, "units_min": 50},
+    ],
     "bake_s": 1,
 }
 CANDIDATES = {
@@ -101,7 +104,7 @@ CANDIDATES = {
     "slow": (models.slow(n_rounds=30), {"output_shift": {"action": "ignore"}}),
     "shifts": (models.plus(3), {"slow_requests": {"action": "ignore"}}),
     "equal": (models.plus(0), {"slow_requests": {"action": "ignore"}}),
-    "kills": (models.slow(n_rounds=3000), {}),
+    "kills": (models.slow(n_rounds=1500), {}),
 }
 ROWS = 5
 """More than `four_rows_at_most` can take."""
@@ -147,7 +150,7 @@ def test_five_candidates_are_judged_by_two_workers(tmp_path) -> None:
         clients = [
             threading.Thread(target=ask, args=(server.url, name, stop)) for name in CANDIDATES
         ]
-        for client in clients:
+        for client in clients[:-1]:
             client.start()
         try:
             ended = {
@@ -160,13 +163,15 @@ def test_five_candidates_are_judged_by_two_workers(tmp_path) -> None:
                 at = f"/admin/rollouts/{name}"
                 found = until(lambda at=at, phase=phase: _at(http, at, phase), timeout_s=60)
                 assert words in found["reason"], found
+            clients[-1].start()  # It takes a whole core, which the others were better off with.
             kill_with_the_candidate_in_hand(registry, http)
             found = until(lambda: _at(http, "/admin/rollouts/kills", "aborted"), timeout_s=20)
             assert "SIGSEGV" in found["reason"]
         finally:
             stop.set()
             for client in clients:
-                client.join()
+                if client.ident:
+                    client.join()
     heads = Revisions(registry / ".driftgate").head().models
     champions = {name: state.aliases["champion"] for name, state in heads.items()}
     assert champions == {"errs": 1, "slow": 1, "shifts": 1, "equal": 2, "kills": 1}
