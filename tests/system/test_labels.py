@@ -269,3 +269,38 @@ def test_workers_of_a_host_share_what_is_kept(tmp_path: Path) -> None:
         store = Store(f"sqlite:///{tmp_path / 'run' / 'labels.sqlite3'}")
         wait_until(lambda: len(store.joined("m")) == 24, "all labels have met their predictions")
         store.close()
+
+
+def test_a_split_is_judged_by_what_its_labels_say(tmp_path: Path) -> None:
+    """Sticky units, odds of the split, labels by id: the variant with better outcomes is seen."""
+    registry = tmp_path / "models"
+    for number in (1, 2):
+        models.put(registry, "m", number, models.constant(number))
+    route = {
+        "unit": ["header:x-user-id", "request"],
+        "split": [{"to": "champion", "weight": "rest"}, {"to": "challenger", "weight": 40}],
+    }
+    body = request(tensor("x", "FP32", [1], [0.0]))
+    with serve(registry, {"labels.sample": 100}) as server, server.client() as client:
+        steps = (
+            ("POST", "/admin/models/m/promote", {"version": 1}),
+            ("PUT", "/admin/models/m/aliases/challenger", {"version": 2}),
+            ("PUT", "/admin/routes/m?wait=applied&timeout=10", route),
+        )
+        for method, path, change in steps:
+            assert client.request(method, path, json=change).status_code == 200
+        labels = []
+        for k in range(1200):
+            head = {"x-user-id": f"user-{k // 2}", "x-request-id": f"s{k}"}
+            answer = client.post("/v2/models/m/infer", json=body, headers=head).json()
+            is_second = answer["model_version"] == "2"
+            labels.append({"id": f"s{k}/0", "label": int(k % 10 < (6 if is_second else 2))})
+        assert counts(send(client, labels)) == {"joined": 1200}
+        found = client.get("/drift/m/outcomes").json()
+
+    units = {name: about["units"] for name, about in found["variants"].items()}
+    assert sum(units.values()) == 600
+    assert abs(units["challenger"] - 240) < 5 * (600 * 0.4 * 0.6) ** 0.5
+    difference = found["differences"]["challenger"]
+    assert difference["verdict"] == "higher"
+    assert difference["low"] < 0.4 < difference["high"]
