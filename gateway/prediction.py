@@ -151,7 +151,7 @@ async def infer(plane: DataPlane, codec: Codec, head: Head, body: bytes, start: 
         routing = plane.table.model(head.model).routing
         if call is None and routing is not None and routing.reads_body:
             call = await _decoded(plane, codec, body)
-        picked, decision = _pick(plane.table.model(head.model), head, call)
+        picked, decision = pick(plane.table.model(head.model), head, call)
         variant = picked if isinstance(picked, Variant) else await _opened(plane, head, picked)
     except GatewayError as error:
         plane.rejected(error)
@@ -260,7 +260,7 @@ async def _routed(  # noqa: PLR0917  what `infer` knows by now
         gate.leave()
 
 
-def _pick(model: Model, head: Head, call: Call | None) -> tuple[Variant | int, Decision | None]:
+def pick(model: Model, head: Head, call: Call | None) -> tuple[Variant | int, Decision | None]:
     """What answers, or the version to open first; the decision, unless it is the champion's."""
     routing = model.routing
     if head.version is not None:

@@ -644,6 +644,13 @@ CONTENTS: Mapping[str, Content] = {
     "Routes": Content(
         JSON, {"type": "object", "additionalProperties": _ANY}, also=("application/yaml",)
     ),
+    "ExplainRequest": Content(JSON, _object({}, {
+        "headers": {"type": "object", "additionalProperties": _TEXT}, "request": _ANY,
+    })),
+    "Explained": Content(JSON, _object({
+        "decision": {"type": "object", "additionalProperties": _TEXT},
+        "is_open": {"type": "boolean"},
+    })),
     "Changed": Content(JSON, _object(
         {
             "revision": _COUNT,

@@ -156,6 +156,22 @@ def test_who_was_picked_is_said_on_every_answer_and_counted_by_role(server: Serv
     assert "driftgate_unit_fallback_total" in text
 
 
+def test_explain_says_what_a_prediction_would_say_and_runs_nothing(server: Server) -> None:
+    """The same decision for the same headers and body; no request is counted."""
+    with server.client() as http:
+        before = requests_of(http)
+        for user in ("a", "b", "c"):
+            body = {"headers": {"X-User-Id": user}, "request": ONE}
+            explained = http.post("/admin/routes/m/explain", json=body)
+            assert explained.status_code == 200, explained.text
+            assert requests_of(http) == before
+            answer = http.post("/v2/models/m/infer", json=ONE, headers={"x-user-id": user})
+            before = requests_of(http)
+            line = answer.headers["x-driftgate-decision"]
+            assert explained.json() == {"decision": said(line), "is_open": True}
+        assert http.post("/admin/routes/m/explain", json={"header": {}}).status_code == 400
+
+
 def test_a_heavier_weight_moves_units_one_way_only(server: Server) -> None:
     """From 40 to 60 percent: nobody who had the challenger is taken back."""
 
