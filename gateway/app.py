@@ -201,7 +201,8 @@ class App:
         while True:
             await asyncio.sleep(_REFRESH_S)
             self.access.refresh()
-            self.telemetry.refresh()
+            if self.config.workers > 1:
+                self.telemetry.refresh()
 
     async def _roll(self) -> None:
         """Once a second: say what variants met, and look at the rollouts if it is our turn."""

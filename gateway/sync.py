@@ -60,11 +60,12 @@ from gateway.tensors import DTYPES, Array, n_bytes
 from gateway.watch import Watch, WatchMeters, adopted
 from gateway.watchdog import Watchdog
 from monitors import Profile
-from registry import catalog, trust, workers
+from registry import catalog, changes, trust, workers
 from registry.catalog import Catalog, Reader, VersionFiles
 from registry.errors import RegistryError, WriteError
 from registry.revisions import EMPTY, ModelState, Revision, Revisions
 from registry.signature import Signature
+from registry.store import Lease
 from registry.workers import Heartbeat, Rejection
 
 _FOLLOWED = ModelState()
@@ -74,6 +75,8 @@ _EVICT_S_MAX = 2.0
 """A version that is evicted while a request holds it makes room later."""
 _BEAT_S = 1.0
 _SETTLING_S = 0.1
+_LOOK_SHARE = 200
+"""The next look at a large registry comes so many times later as the last one took."""
 _WARM_MAX = 64
 """So many sessions are opened before anybody asks; in larger registries the first call does it."""
 _RETRY_S_MAX = 30.0
@@ -128,6 +131,9 @@ class Sync:
         self._meters: dict[Key, Meters] = {}
         self._watchdog = Watchdog()
         self._opening = asyncio.Lock()
+        self._moves: dict[str, int] = {}
+        """Models that follow another version since that was last written down."""
+        self._look_due = 0.0
         self._closing: set[asyncio.Task[None]] = set()
         self._left = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
@@ -205,7 +211,33 @@ class Sync:
             await self._bring(found, revision)
         else:
             await self._warm_one()
+        if self._moves:
+            await asyncio.to_thread(self._record_moves)
         await asyncio.to_thread(self._beat)
+
+    def _record_moves(self) -> None:
+        """Write down whom models follow by now: one worker of a host, once for all moves there are.
+
+        At best effort: what is followed is served all the same.
+        """
+        moves, self._moves = self._moves, {}
+        lease = Lease(self._scratch.parent / "follow.lock")
+        with contextlib.suppress(RegistryError, OSError):
+            if not lease.acquire():
+                return  # Another worker is at it, and has seen the same.
+            try:
+                chain = Revisions(self._config.state_path)
+                states = chain.head().models
+                news = {
+                    name: number
+                    for name, number in moves.items()
+                    if states.get(name, _FOLLOWED).aliases.get("champion") != number
+                }
+                if news:
+                    known = changes.OnDisk(Path(self._config.registry))
+                    changes.record_follow(chain, news, known)
+            finally:
+                lease.release()
 
     async def _warm_one(self) -> None:
         """Open one version that would answer and is not open yet, as long as these are few."""
@@ -236,11 +268,15 @@ class Sync:
     def _look(self) -> tuple[Catalog, Revision]:
         """What is there now; where it cannot be read, what was there before."""
         found = self._found
+        start = time.monotonic()
+        if start < self._look_due:
+            return found, self._head()
         try:
             found = self._reader.look()
         except RegistryError as error:
             self._degrade("registry", str(error))
         else:
+            self._look_due = start + _LOOK_SHARE * (time.monotonic() - start)
             changed = ", ".join(f"{name} {number}" for name, number in sorted(found.changed))
             self._degrade("registry", "")
             self._degrade("changed", changed)
@@ -418,6 +454,8 @@ class Sync:
             return
         self._plane.telemetry.counter(SWAPS, name).add()
         event("version_swapped", model=name, version=variant.version, before=before.version)
+        if self._revision.models.get(name, _FOLLOWED).follow:
+            self._moves[name] = variant.version
         self._retire(name)
 
     def _retire(self, name: str) -> None:

@@ -35,7 +35,7 @@ _LATENCY_BOUNDS = tuple(
 _ROWS_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # Looked up often: by what it is, not by its text.
 class Family:
     """One metric: a name, what it means, and the labels that tell its series apart."""
 

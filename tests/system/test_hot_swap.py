@@ -117,6 +117,10 @@ def test_a_dozen_swaps_under_load_fail_nobody_and_mix_nothing(tmp_path: Path) ->
         text = httpx.get(f"{server.url}/metrics", trust_env=False).text
     assert record.wrong == []
     assert set(record.versions) == set(range(1, 14))
+    history = Revisions(tmp_path / ".driftgate").history()
+    assert history[0].models["counted"].aliases["champion"] == 13
+    assert history[0].models["counted"].follow
+    assert {revision.actor for revision in history} == {"follow"}
     assert 'driftgate_swaps_total{model="counted"} 12.0' in text
     # Only the version that answers, and the one before it, are still open.
     assert text.count("driftgate_session_bytes{") <= 2
