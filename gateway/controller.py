@@ -133,6 +133,11 @@ class Folded:
         )
 
 
+_FOR_PEOPLE = ("manual", "breach", "invalid")
+"""Holds that only somebody ends. What a guard once found stays found, also when the worker that
+remembered its highest evidence is no more."""
+
+
 class Controller:
     """Looks at every rollout once a second, if it holds the lease. For one thread at a time."""
 
@@ -272,7 +277,7 @@ class Controller:
         if rollout.phase == "preparing":
             self._prepare(model, rollout, head, said)
             return
-        if rollout.cause == "manual":
+        if rollout.cause in _FOR_PEOPLE:
             return
         cause, why = self._hindrance(model, rollout, said, evidence)
         if cause is not None:

@@ -16,7 +16,7 @@ ClientError
 |  |- SlowRequestError      408  the request did not arrive in time
 |  |- TooLargeError         413  more than one request may carry
 |  |- EncodingError         415  a format that is not spoken there
-|  |- QueueFullError        429  as many rows wait as may wait
+|  |- QueueFullError        429  as many rows wait as may wait; ModelBusyError below it
 |  `- HeadTooLargeError     431  too many headers, or too long ones
 |- ServerError              5xx  the server could not answer
 |  |- ModelFailedError      500  the model failed on input that fits its signature
@@ -244,6 +244,18 @@ class NoMemoryError(NotReadyError):
     code = "no_memory"
 
 
+class OverrideError(ForbiddenError):
+    """The route does not let clients choose the version."""
+
+    code = "override_not_allowed"
+
+
+class ModelBusyError(QueueFullError):
+    """As many requests of the model are under way as its route allows; every try met that."""
+
+    code = "model_busy"
+
+
 class VersionRefusedError(NotReadyError):
     """The version is in the registry, but could not be opened."""
 
@@ -298,6 +310,8 @@ ERRORS: tuple[type[ClientError], ...] = (
     EncodingError,
     MediaTypeError,
     QueueFullError,
+    ModelBusyError,
+    OverrideError,
     ServerError,
     ModelFailedError,
     NotReadyError,

@@ -94,8 +94,8 @@ def test_commands_do_the_same_on_the_directory(registry) -> None:
 
 PLAN = {
     "steps": [
-        {"weight": 20, "for_s": 1, "units_min": 20},
-        {"weight": 50, "for_s": 1, "units_min": 50},
+        {"weight": 20, "for_s": 1, "units_min": 150},
+        {"weight": 50, "for_s": 1, "units_min": 400},
     ],
     "bake_s": 1,
 }
