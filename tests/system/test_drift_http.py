@@ -135,7 +135,8 @@ def test_shifted_rows_raise_one_page_on_what_shifted_only(client: httpx.Client) 
     samples = samples_of(client)
 
     assert second["rows_observed"] == 2 * WINDOW
-    assert WINDOW <= second["report"]["n_rows"] < 2 * WINDOW
+    # Whole blocks with at least a window of rows; on a busy machine one block may hold them all.
+    assert WINDOW <= second["report"]["n_rows"] <= 2 * WINDOW
     assert not second["report"]["is_partial"]
     pages = [alarm for alarm in second["report"]["alarms"] if alarm["level"] == "page"]
     alarms = {alarm["channel"]: alarm for alarm in pages}
