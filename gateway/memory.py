@@ -4,6 +4,7 @@ A session's bytes are what the process grew by while it was opened and tried out
 files where that is more; before it is opened they are estimated. Nothing here closes anything.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ _FIXED_BYTES = 8 << 20
 """What a session takes beside its weights, as a first guess."""
 _FACTOR = 2
 """Bytes of memory for each byte of a model's files, as a first guess."""
-_PAGE_BYTES = 4096
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from gateway import memory
 from gateway.app import App
 from gateway.config import ServerConfig
 from gateway.errors import GatewayError, StartError
@@ -23,7 +24,6 @@ _TICKS_A_BEAT = 3
 _TICKS_A_LOOK = 20
 """At memory: some 2 s."""
 _ORPHAN_S_MAX = 1.0
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Worker(Listener):
@@ -104,7 +104,7 @@ class Worker(Listener):
         limit = self._config.recycle_bytes
         if not limit or not self._app.plane.is_ready:
             return
-        held = resident_bytes()
+        held = memory.resident()
         self._grown_from = self._grown_from or held
         if held - self._grown_from > limit:
             self.recycle("memory", grown_bytes=held - self._grown_from, held_bytes=held)
@@ -128,12 +128,6 @@ def run(config: ServerConfig, place: Place) -> int:
         event("worker_not_started", logging.ERROR, grpc_port=config.grpc_port)
         return 3
     return 0
-
-
-def resident_bytes() -> int:
-    """Memory that this process holds now."""
-    with Path("/proc/self/statm").open(encoding="ascii") as statm:
-        return int(statm.read().split()[1]) * _PAGE_BYTES
 
 
 def _say_ready(place: Place) -> Callable[[DataPlane], None]:
