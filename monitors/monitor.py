@@ -7,7 +7,6 @@ calls it from one, or holds a lock.
 
 import io
 import json
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from monitors import season
-from monitors.budget import DAY_S, Budget, Purpose, divide
+from monitors.budget import Budget, Purpose, divide
 from monitors.counts import Counts, MonitorCounts
 from monitors.detector import Detector, Finding
+from monitors.episodes import Episodes
 from monitors.errors import BlockError
 from monitors.profile import Profile
 from monitors.window import WINDOWS, Alarm, Report, Scorer, WindowName, Windows
@@ -28,13 +28,10 @@ BLOCK_ROWS = 50
 """Rows after which a block is judged, if the time is not up before."""
 BLOCK_S = 1.0
 """Seconds after which a block is judged, however few its rows are."""
-EPISODES_MAX = 1000
-"""Alarms that are remembered, oldest closed ones dropped first."""
 UNKNOWN_MAX = 100
 """Names of unknown columns that are remembered."""
 
 _BLOCK_ROWS_MAX = 500
-_HOLD_OFFS = 90
 _STATE_FORMAT = 1
 
 
@@ -96,8 +93,7 @@ class Monitor:
         self._n_rows = 0
         self._at: float | None = None
         self._unknown: dict[str, None] = {}
-        self._episodes: deque[Alarm] = deque()
-        self._n_alarms = 0
+        self._episodes = Episodes(self.budget)
 
     @property
     def n_layers(self) -> int:
@@ -112,12 +108,7 @@ class Monitor:
     @property
     def alarms(self) -> tuple[Alarm, ...]:
         """Alarms that are open, pages first, oldest first."""
-        return tuple(
-            sorted(
-                (alarm for alarm in self._episodes if alarm.is_open),
-                key=lambda alarm: (alarm.level != "page", alarm.id),
-            )
-        )
+        return self._episodes.open
 
     @property
     def episodes(self) -> tuple[Alarm, ...]:
@@ -223,6 +214,7 @@ class Monitor:
         self.windows.add(total, n_rows, at)
         self._n_rows += n_rows
         self._at = at if at is not None else self._at
+        self._episodes.n_rows, self._episodes.at = self._n_rows, self._at
         slot = self._slot(at)
         raised: list[Alarm] = []
         values = [None, *(v for v in self._detectors if v is not None)]
@@ -231,7 +223,7 @@ class Monitor:
             detector = self._detectors[value]
             findings, over = detector.fold(block, at=at, slot=slot if value is None else None)
             for channel in over:
-                self._close(value, channel, "back")
+                self._episodes.close(self.profile.layout.names[channel], value, "back")
             raised += [self._raise(value, finding) for finding in findings]
         self._expire()
         return raised
@@ -284,12 +276,7 @@ class Monitor:
         ------
         BlockError : there is no open alarm of that number.
         """
-        for alarm in self._episodes:
-            if alarm.id == alarm_id and alarm.is_open:
-                alarm.acknowledged = at if at is not None else self._at
-                alarm.acknowledged_row = self._n_rows
-                return alarm
-        raise BlockError(f"there is no open alarm {alarm_id}")
+        return self._episodes.acknowledge(alarm_id, at)
 
     def rebased(self, window: WindowName, lineage: Mapping[str, object]) -> Profile:
         """A profile with a window's rows as the reference: the new normal.
@@ -314,10 +301,7 @@ class Monitor:
             "n_pending": self._n_pending,
             "pending_since": self._pending_since,
             "at": self._at,
-            "n_alarms": self._n_alarms,
-            "alarms": [
-                {name: getattr(alarm, name) for name in Alarm.__slots__} for alarm in self._episodes
-            ],
+            **self._episodes.state(),
         }
         arrays["about"] = np.frombuffer(json.dumps(about).encode("utf-8"), np.uint8)
         stream = io.BytesIO()
@@ -352,11 +336,8 @@ class Monitor:
             self._pending = arrays["pending"].reshape(self._pending.shape).copy()
             self._n_rows, self._n_pending = about["n_rows"], about["n_pending"]
             self._pending_since, self._at = about["pending_since"], about["at"]
-            self._n_alarms = about["n_alarms"]
-            self._episodes = deque(
-                Alarm(**{**alarm, "moved": tuple(tuple(moved) for moved in alarm["moved"])})
-                for alarm in about["alarms"]
-            )
+            self._episodes.restore(about)
+            self._episodes.n_rows, self._episodes.at = self._n_rows, self._at
         except (ValueError, KeyError, TypeError, OSError, BadZipFile, EOFError) as error:
             raise BlockError(f"state of a monitor: cannot be read ({error})") from error
 
@@ -385,72 +366,21 @@ class Monitor:
         self._pending_since = None
         return self.fold(counts, n_rows, at)
 
-    def _hold_off(self) -> tuple[float, float]:
-        """Seconds and rows; one of them is what the budget counts in."""
-        if self.budget.days is not None:
-            return self.budget.days * DAY_S / _HOLD_OFFS, np.inf
-        assert self.budget.rows is not None  # noqa: S101  one of the two is set
-        return np.inf, self.budget.rows / _HOLD_OFFS
-
-    def _is_within(self, since: float | None, since_row: int) -> bool:
-        """Whether the hold-off has not passed since then."""
-        seconds, rows = self._hold_off()
-        if self._n_rows - since_row >= rows:
-            return False
-        return since is None or self._at is None or self._at - since < seconds
-
     def _raise(self, value: str | None, finding: Finding) -> Alarm:
         layout = self.profile.layout
-        # A warning of the same channel becomes a page; it is not two alarms.
-        self._close(value, finding.channel, "page")
-        self._n_alarms += 1
-        first = next(
-            (
-                alarm
-                for alarm in reversed(self._episodes)
-                if alarm.level == finding.level
-                and alarm.id == alarm.episode
-                and self._is_within(alarm.at, alarm.row)
-            ),
-            None,
-        )
-        alarm = Alarm(
-            id=self._n_alarms,
-            episode=self._n_alarms if first is None else first.id,
-            level=finding.level,
-            feature=layout.features[finding.channel],
+        return self._episodes.add(
+            finding,
             channel=layout.names[finding.channel],
+            feature=layout.features[finding.channel],
             segment=value,
-            evidence=finding.evidence,
-            since=finding.since,
-            since_row=finding.since_row,
-            at=finding.at,
-            row=self._n_rows,
-            moved=finding.moved,
         )
-        self._episodes.append(alarm)
-        if len(self._episodes) > EPISODES_MAX:
-            oldest = next((a for a in self._episodes if not a.is_open), self._episodes[0])
-            self._episodes.remove(oldest)
-        return alarm
-
-    def _close(self, value: str | None, channel: int, why: str) -> None:
-        name = self.profile.layout.names[channel]
-        for alarm in self._episodes:
-            if alarm.is_open and alarm.segment == value and alarm.channel == name:
-                alarm.closed, alarm.closed_row, alarm.why_closed = self._at, self._n_rows, why
 
     def _expire(self) -> None:
         """Let channels raise alarms again whose acknowledged alarm has been quiet long enough."""
-        for alarm in self._episodes:
-            if (
-                alarm.is_open
-                and alarm.acknowledged_row is not None
-                and not self._is_within(alarm.acknowledged, alarm.acknowledged_row)
-            ):
-                channel = self.profile.layout.names.index(alarm.channel)
-                self._detectors[alarm.segment].rearm(channel)
-                self._close(alarm.segment, channel, "acknowledged")
+        for alarm in self._episodes.expire():
+            channel = self.profile.layout.names.index(alarm.channel)
+            self._detectors[alarm.segment].rearm(channel)
+            self._episodes.close(alarm.channel, alarm.segment, "acknowledged")
 
 
 def _layers(profile: Profile) -> tuple[str, npt.NDArray[np.intp], int] | None:
