@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from gateway.alarms import AlarmLog, Crossing
 from gateway.config import ADOPT_ROWS_MAX, ADOPT_ROWS_MIN
@@ -32,12 +32,14 @@ from gateway.telemetry import (
 )
 from gateway.watch import AlarmEvent, Shared, Watch, adopted
 from monitors import Monitor
-from monitors.budget import divide
+from monitors.budget import Purpose, divide
 from monitors.window import WINDOWS, WindowName
 from registry import store
 from registry.errors import RegistryError
 
 T = TypeVar("T")
+Spend: TypeAlias = Callable[[float], None]
+"""Is told the part of a model's budget that there is from now on."""
 
 __all__ = ["WINDOWS", "Observer", "WindowName"]
 
@@ -71,6 +73,7 @@ class Observer:
         """Called by the observer's thread with what happens to alarms, on the worker that judges;
         they must not wait."""
         self._watches: dict[tuple[str, int], Watch] = {}
+        self._others: dict[str, dict[str, tuple[Purpose, Spend]]] = {}
         self._asked: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._lock = threading.Lock()
         self._is_ending = False
@@ -91,11 +94,34 @@ class Observer:
         self._watches = {**self._watches, (watch.model, watch.version): watch}
         self._divide(watch.model)
 
+    def spend_on(self, model: str, name: str, purpose: Purpose, spend: Spend) -> None:
+        """Let somebody else raise alarms about a model, too: `spend` is told what part he has.
+
+        Parameters
+        ----------
+        name : of this one among those of the model; who comes again under it takes its place
+        """
+        others = {**self._others.get(model, {}), name: (purpose, spend)}
+        self._others = {**self._others, model: others}
+        self._divide(model)
+
+    def spend_no_more(self, model: str, name: str) -> None:
+        """Give the part of this one to the others."""
+        others = {key: one for key, one in self._others.get(model, {}).items() if key != name}
+        self._others = {**self._others, model: others}
+        self._divide(model)
+
     def _divide(self, model: str) -> None:
-        """All versions of a model draw on one budget."""
-        watches = {str(w.version): w for w in self._watches.values() if w.model == model}
-        for version, share in divide(dict.fromkeys(watches, "serving")).items():
-            watches[version].spend(share)
+        """All versions of a model, and whoever else watches it, draw on one budget."""
+        spenders: dict[str, tuple[Purpose, Spend]] = {
+            f"version {watch.version}": ("serving", watch.spend)
+            for watch in self._watches.values()
+            if watch.model == model
+        }
+        spenders |= self._others.get(model, {})
+        shares = divide({name: purpose for name, (purpose, _) in spenders.items()})
+        for name, (_, spend) in spenders.items():
+            spend(shares[name])
 
     async def ask(self, question: Callable[[], T]) -> T:
         """The answer of `question`, called by the observer's thread."""

@@ -11,16 +11,18 @@ from typing import Literal, TypeAlias, TypeVar
 from monitors.errors import BlockError
 
 Name = TypeVar("Name", str, str | None)
-Purpose: TypeAlias = Literal["serving", "segments", "labels", "canary"]
+Purpose: TypeAlias = Literal["serving", "requests", "segments", "labels", "canary"]
 """What a detector of a model looks at."""
 
 WEIGHTS: Mapping[Purpose, float] = {
-    "serving": 0.60,
+    "serving": 0.55,
+    "requests": 0.05,
     "segments": 0.15,
     "labels": 0.15,
     "canary": 0.10,
 }
-"""Parts of a model's budget while all four purposes are there."""
+"""Parts of a model's budget while all purposes are there: rows of served versions beside requests
+that were refused, segments, labels, and versions beside the champion."""
 
 DAY_S = 86_400.0
 _WARNINGS = 90 / 7
@@ -103,8 +105,8 @@ def divide(detectors: Mapping[Name, Purpose]) -> dict[Name, float]:
     Shares may be divided anew at any block: mass taken before stays taken, so that the sum over a
     model never exceeds its budget. Expected false alarms add up whatever the detectors depend on.
 
-    >>> divide({"1": "serving", "1 by carrier": "segments"})
-    {'1': 0.8, '1 by carrier': 0.2}
+    >>> {k: round(v, 2) for k, v in divide({"1": "serving", "2": "serving", "*": "labels"}).items()}
+    {'1': 0.39, '2': 0.39, '*': 0.21}
     """
     present = set(detectors.values())
     total = sum(WEIGHTS[purpose] for purpose in present)

@@ -91,6 +91,7 @@ class Detector:
             raise BlockError(f"tolerance = {tolerance}: must be at least 0 and finite")
         self.layout = layout
         self.budget = budget
+        self._owed = budget
         self.tolerance = tolerance
         self._slot: int | None = None
         self._bets = _Bets(layout, tolerance)
@@ -132,6 +133,16 @@ class Detector:
         """(2, n_channels) channels that raise no alarm of that level now, as they have one."""
         return ~self._armed
 
+    def spend(self, budget: Budget) -> None:
+        """Have this budget from now on.
+
+        The time since the last block is paid for by the smaller of the two: it was somebody
+        else's in part, who may have spent his by now. So what all spend never exceeds the whole.
+        """
+        if budget.share < self._owed.share:
+            self._owed = budget
+        self.budget = budget
+
     def fold(
         self, counts: Counts, *, at: float | None = None, slot: int | None = None
     ) -> tuple[list[Finding], list[int]]:
@@ -156,6 +167,7 @@ class Detector:
         # The first block has taken some time, too: nothing that is seen in it may go unspent for.
         seconds = _FIRST_S if at is None or self._at is None else at - self._at
         spent = self.budget.spent(rows, seconds)
+        levels, self._owed = self._owed.levels, self.budget
         if slot != self._slot:
             self._slot = slot
             bets.turn(slot)
@@ -169,7 +181,7 @@ class Detector:
         np.clip(gains, -_LOG_MAX, _LOG_MAX, out=gains)
         has_rows = n > 0
         gains[~has_rows] = 0.0
-        mass = np.array(self.budget.levels)[:, np.newaxis] * spent * (self._armed & has_rows)
+        mass = np.array(levels)[:, np.newaxis] * spent * (self._armed & has_rows)
         self._mass += mass
         self._capital += mass[:, :, np.newaxis]
         self._capital *= np.exp(gains)

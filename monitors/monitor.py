@@ -230,15 +230,9 @@ class Monitor:
 
     def spend(self, share: float) -> None:
         """Have this share of the budget from now on; what was spent before stays spent."""
-        self.budget = Budget(
-            alarms=self.budget.alarms,
-            days=self.budget.days,
-            rows=self.budget.rows,
-            warnings=self.budget.warnings,
-            share=share,
-        )
+        self.budget = replace(self.budget, share=share)
         for value, detector in self._detectors.items():
-            detector.budget = self.budget.part(self._shares[value])
+            detector.spend(self.budget.part(self._shares[value]))
 
     def flush(self) -> list[Alarm]:
         """Judge the rows that wait for their block to be complete."""
