@@ -23,6 +23,8 @@ import msgspec
 from gateway.config import ServerConfig
 from gateway.errors import ForbiddenError, StartError, UnauthenticatedError
 from gateway.telemetry import event
+from registry import store
+from registry.errors import WriteError
 
 Scope = Literal["open", "predict", "monitor", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -255,17 +257,10 @@ def revoke(file: Path, key_id: str) -> Key:
 
 def _write(file: Path, keys: Iterable[Key]) -> None:
     content = msgspec.json.format(msgspec.json.encode(KeyFile(keys=tuple(keys)))) + b"\n"
-    staged = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
-        staged.touch(0o600, exist_ok=False)
-        with staged.open("wb") as opened:
-            opened.write(content)
-            opened.flush()
-            os.fsync(opened.fileno())
-        staged.replace(file)
-    except OSError as error:
-        staged.unlink(missing_ok=True)
-        raise StartError(f"keys {file.name!r}: {_reason(error)}") from None
+        store.replace(file, content, mode=0o600)
+    except WriteError as error:
+        raise StartError(f"keys {error}") from None
 
 
 def _parsed(content: bytes, where: str) -> dict[str, Key]:

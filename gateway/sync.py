@@ -13,53 +13,26 @@ import os
 import random
 import socket
 import time
-import weakref
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from gateway import loader, memory
-from gateway.batcher import Batcher, BatchMeters, Observe, Run
 from gateway.config import ServerConfig
 from gateway.errors import (
     GatewayError,
     ModelNotFoundError,
-    NoMemoryError,
     NotReadyError,
     StartError,
     VersionNotFoundError,
-    VersionRefusedError,
 )
-from gateway.loader import Loaded, Loader
-from gateway.memory import Key, Ledger
+from gateway.loader import Loader
 from gateway.observer import Observer
 from gateway.place import Place
 from gateway.prediction import DataPlane
-from gateway.protocol import v2_json
-from gateway.protocol.call import Served
-from gateway.router import Meters, Model, Routing, Variant
-from gateway.runtime import Trial
-from gateway.tap import Observation
-from gateway.telemetry import (
-    ALARMS,
-    BATCH_ROWS,
-    EVICTIONS,
-    OBSERVED,
-    OBSERVER_ERRORS,
-    QUEUE_SECONDS,
-    RUN_SECONDS,
-    RUNS_ENDED,
-    SHED,
-    SWAPS,
-    TAP_DROPPED,
-    Sample,
-    event,
-)
-from gateway.tensors import DTYPES, Array, n_bytes
-from gateway.watch import Watch, WatchMeters, adopted
-from gateway.watchdog import Watchdog
-from monitors import Profile
+from gateway.router import Model, Routing, Variant
+from gateway.sessions import Sessions
+from gateway.telemetry import SWAPS, Sample, event
 from registry import catalog, changes, trust, workers
 from registry.catalog import Catalog, Reader, VersionFiles
 from registry.errors import RegistryError, WriteError
@@ -71,8 +44,6 @@ from registry.workers import Heartbeat, Rejection
 _FOLLOWED = ModelState()
 """A model that no revision speaks of follows its highest version."""
 _UNLOAD_S_MAX = 30.0
-_EVICT_S_MAX = 2.0
-"""A version that is evicted while a request holds it makes room later."""
 _BEAT_S = 1.0
 _SETTLING_S = 0.1
 _LOOK_SHARE = 200
@@ -113,29 +84,23 @@ class Sync:
         self._server = "" if place is None else place.server
         self._reader = Reader(Path(config.registry), settle_s=config.sync.settle_s)
         self._revisions = Revisions(config.state_path)
+        self._revision = EMPTY
         run_dir = None if place is None else place.run_dir
         self._scratch = (run_dir or config.run_path) / "versions"
         keys = read_trusted(config) if config.trust else None
-        self._loader = Loader(config, self._scratch, keys)
-        self.ledger = Ledger(memory.budget(config.sync.memory_bytes_max, config.workers))
+        self.sessions = Sessions(
+            config,
+            plane,
+            observer,
+            Loader(config, self._scratch, keys),
+            lambda name: self._revision.models.get(name, _FOLLOWED),
+            self._reader.admit,
+        )
         self._found = Catalog({}, ())
-        self._revision = EMPTY
         self._brought: dict[str, _Brought] = {}
-        self._files: dict[Key, VersionFiles] = {}
-        self._refused: dict[Key, tuple[str, str]] = {}
-        """Fingerprint of the files that were refused, and the reason."""
-        self._batchers: dict[Key, Batcher] = {}
-        self._adopted: dict[Key, Profile] = {}
-        # Counts outlive a version that is closed and opened again: they never go backwards.
-        self._work: dict[Key, BatchMeters] = {}
-        self._meters: dict[Key, Meters] = {}
-        self._watchdog = Watchdog()
-        self._opening = asyncio.Lock()
         self._moves: dict[str, int] = {}
         """Models that follow another version since that was last written down."""
         self._look_due = 0.0
-        self._closing: set[asyncio.Task[None]] = set()
-        self._left = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._rejected: Rejection | None = None
         self._retry_at = 0.0
@@ -146,13 +111,9 @@ class Sync:
         self.degraded: dict[str, str] = {}
         """What does not work now, and why: `registry`, `state`, `heartbeat`, `changed`."""
         plane.open_version = self.open_version
-        plane.find_files = lambda name, version: self._files.get((name, version))
+        plane.find_files = lambda name, version: self.sessions.files.get((name, version))
         plane.load_model = self.load_model
         plane.unload_model = self.unload_model
-
-    @property
-    def _references(self) -> Path:
-        return self._config.state_path / "references"
 
     @property
     def revision(self) -> int:
@@ -163,9 +124,8 @@ class Sync:
 
     async def load(self) -> None:
         """Open what routes need, then as much else as the start may take; then be ready."""
-        self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(loader.sweep, self._scratch)
-        self._adopted = await asyncio.to_thread(adopted, self._references)
+        await self.sessions.start()
         found, revision = await asyncio.to_thread(self._look_first)
         settled_by = time.monotonic() + self._config.sync.settle_s + 0.2
         while found.pending and time.monotonic() < settled_by:
@@ -191,9 +151,7 @@ class Sync:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
-        batchers = list(self._batchers.values())
-        await asyncio.gather(*(batcher.close() for batcher in batchers), *self._closing)
-        self._watchdog.stop()
+        await self.sessions.close()
         workers.forget(self._config.state_path, self._heartbeat().name)
 
     async def _watch(self) -> None:
@@ -241,7 +199,7 @@ class Sync:
 
     async def _warm_one(self) -> None:
         """Open one version that would answer and is not open yet, as long as these are few."""
-        if len(self._batchers) >= _WARM_MAX:
+        if len(self.sessions) >= _WARM_MAX:
             return
         for name, model in self._plane.table.models.items():
             if model.champion is None and model.default is not None:
@@ -362,9 +320,9 @@ class Sync:
         """Open every version that these states need; why some could not be."""
         problems: list[str] = []
         for name, state in states.items():
-            for number in sorted(_needed(state)):
+            for number in sorted(state.needed):
                 try:
-                    await self._opened(name, number)
+                    await self.sessions.opened(name, number)
                 except GatewayError as error:
                     problems.append(f"model {name!r} version {number}: {error}")
         return problems
@@ -379,8 +337,8 @@ class Sync:
 
     async def _list(self, name: str, wanted: _Brought) -> None:
         """Put into the table which versions there are; who answers stays, unless it may not."""
-        async with self._opening:
-            self._note(wanted.versions)
+        async with self.sessions.turn:
+            self.sessions.note(wanted.versions)
             model = self._plane.table.models.get(name) or Model(name, ())
             variants = {n: v for n, v in model.variants.items() if n not in wanted.withdrawn}
             known = sorted({*(files.version for files in wanted.versions), *variants})
@@ -388,9 +346,9 @@ class Sync:
             if champion is not None and champion.version in wanted.withdrawn:
                 champion = None
                 event("version_withdrawn", logging.WARNING, model=name)
-            refused = self._reasons(name, known)
-            default = _default([n for n in known if n not in refused], wanted.state)
-            self._put(replace(
+            refused = self.sessions.reasons(name, known)
+            default = wanted.state.default([n for n in known if n not in refused])
+            self.sessions.put(replace(
                 model,
                 versions=tuple(known),
                 variants=variants,
@@ -408,7 +366,7 @@ class Sync:
             routing = Routing(name, state, number, self._plane.telemetry)
             if ignored := routing.ignored():
                 event("route_part_ignored", logging.WARNING, model=name, parts=ignored)
-        self._put(replace(model, aliases=state.aliases, routing=routing, revision=number))
+        self.sessions.put(replace(model, aliases=state.aliases, routing=routing, revision=number))
         if model.is_unloaded:
             return
         if not state.follow:
@@ -426,12 +384,12 @@ class Sync:
             if number in model.held:
                 continue
             try:
-                variant = await self._opened(name, number)
+                variant = await self.sessions.opened(name, number)
             except GatewayError:
                 continue  # said and kept by open_version; the next lower one is tried
             if champion is not None and (why := _misfit(champion.signature, variant.signature)):
                 held = {**model.held, number: why}
-                self._put(replace(self._plane.table.models[name], held=held))
+                self.sessions.put(replace(self._plane.table.models[name], held=held))
                 event("version_held", logging.WARNING, model=name, version=number, reason=why)
                 continue
             self._swap(name, variant)
@@ -442,41 +400,21 @@ class Sync:
         if number is None:
             return
         with contextlib.suppress(GatewayError):  # said and kept; what answers serves on
-            self._swap(name, await self._opened(name, number))
+            self._swap(name, await self.sessions.opened(name, number))
 
     def _swap(self, name: str, variant: Variant) -> None:
         model = self._plane.table.models[name]
         before = model.champion
         if before is variant:
             return
-        self._put(replace(model, champion=variant, default=None))
+        self.sessions.put(replace(model, champion=variant, default=None))
         if before is None:
             return
         self._plane.telemetry.counter(SWAPS, name).add()
         event("version_swapped", model=name, version=variant.version, before=before.version)
         if self._revision.models.get(name, _FOLLOWED).follow:
             self._moves[name] = variant.version
-        self._retire(name)
-
-    def _retire(self, name: str) -> None:
-        """Take out of the table what nothing names any more, the newest of them excepted.
-
-        The one that answered last stays for an instant way back, as long as memory allows.
-        """
-        needed = self._needed(name)
-        idle = [number for number in self._by_use(name) if number not in needed]
-        self._take_out(name, idle[:-1])
-
-    def _needed(self, name: str) -> set[int]:
-        """Versions of a model that are never evicted."""
-        state = self._revision.models.get(name, _FOLLOWED)
-        champion = self._plane.table.models[name].champion
-        return _needed(state) | ({champion.version} if champion is not None else set())
-
-    def _by_use(self, name: str) -> list[int]:
-        """Open versions of a model, the one least recently used first."""
-        variants = self._plane.table.models[name].variants
-        return sorted(variants, key=lambda number: variants[number].work.ran_at)
+        self.sessions.retire(name)
 
     # -- opening
 
@@ -488,110 +426,11 @@ class Sync:
         VersionRefusedError : it cannot be opened; it is not tried again until its files change.
         NoMemoryError : there is no room for it beside what routes need.
         """
-        variant = await self._opened(name, version)
+        variant = await self.sessions.opened(name, version)
         model = self._plane.table.models[name]
         if model.champion is None and model.default == version:
-            self._put(replace(model, champion=variant, default=None))
+            self.sessions.put(replace(model, champion=variant, default=None))
         return variant
-
-    async def _opened(self, name: str, version: int) -> Variant:
-        async with self._opening:
-            model = self._plane.table.models.get(name)
-            if model is None:
-                raise ModelNotFoundError(name, list(self._plane.table.models))
-            picked = model.pick(str(version))
-            if isinstance(picked, Variant):
-                return picked
-            del model  # Held while others leave the table, it would keep their sessions open.
-            files = self._files[name, version]
-            await self._make_room(files)
-            start = time.perf_counter()
-            try:
-                loaded = await asyncio.to_thread(self._loader.load, files)
-            except VersionRefusedError as error:
-                self._refuse(files, str(error))
-                raise
-            self._reader.admit(files, loaded.digest)
-            is_new = (name, version) not in self._work
-            variant = self._variant(files, loaded)
-            self.ledger.enter((name, version), loaded.n_bytes)
-            if is_new:
-                await self._monitor(files, loaded)
-            model = self._plane.table.models[name]
-            self._put(replace(model, variants={**model.variants, version: variant}))
-            event(
-                "version_opened",
-                model=name,
-                version=version,
-                seconds=round(time.perf_counter() - start, 3),
-                **variant.about,
-            )
-            return variant
-
-    def _refuse(self, files: VersionFiles, reason: str) -> None:
-        name, version = files.model, files.version
-        self._refused[name, version] = (files.fingerprint, reason)
-        model = self._plane.table.models[name]
-        refused = {**model.refused, version: reason}
-        default = model.default
-        if default == version:
-            state = self._revision.models.get(name, _FOLLOWED)
-            default = _default([n for n in model.versions if n not in refused], state)
-        self._put(replace(model, refused=refused, default=default))
-        event("version_refused", logging.ERROR, model=name, version=version, reason=reason)
-
-    async def _make_room(self, files: VersionFiles) -> None:
-        """Close versions that no route needs, until there is room for this one.
-
-        Raises
-        ------
-        NoMemoryError : even then there is none.
-        """
-        wanted = memory.estimate(_size(files))
-        idle = [
-            (variant.work.ran_at, (name, number))
-            for name, model in self._plane.table.models.items()
-            for number, variant in model.variants.items()
-            if number not in self._needed(name)
-        ]
-        victims = self.ledger.victims(wanted, [key for _, key in sorted(idle)])
-        if victims is None:
-            used, allowed = self.ledger.used_bytes, self.ledger.budget_bytes
-            raise NoMemoryError(files.model, files.version, wanted, used, allowed)
-        for name, number in victims:
-            self._take_out(name, {number})
-            self._plane.telemetry.counter(EVICTIONS, name).add()
-            event("version_evicted", model=name, version=number)
-        await self._gone(victims, _EVICT_S_MAX)
-
-    def _take_out(self, name: str, leaving: Container[int]) -> None:
-        """Take open versions out of the table; nobody who awaits may hold the model before."""
-        model = self._plane.table.models[name]
-        variants = {n: v for n, v in model.variants.items() if n not in leaving}
-        self._put(replace(model, variants=variants))
-
-    async def _gone(self, keys: Iterable[Key], timeout_s: float) -> None:
-        """Return when the sessions of these versions are closed, or a while later."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while any(key in self._batchers for key in keys):
-                    self._left.clear()
-                    await self._left.wait()
-                await asyncio.gather(*self._closing)
-
-    def _release(self, key: Key, batcher: Batcher) -> None:
-        """Nobody holds a variant any more: close what is behind it. Called by any thread."""
-        with contextlib.suppress(RuntimeError):  # The loop has ended, and everything with it.
-            self._loop.call_soon_threadsafe(self._close_one, key, batcher)
-
-    def _close_one(self, key: Key, batcher: Batcher) -> None:
-        if self._batchers.get(key) is batcher:
-            del self._batchers[key]
-            self.ledger.leave(key)
-            self._left.set()
-        task = asyncio.create_task(batcher.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
 
     # -- what operators and clients of the repository ask for
 
@@ -617,14 +456,16 @@ class Sync:
         number = numbers[-1] if version is None else version
         if number not in numbers:
             raise VersionNotFoundError(name, str(number), numbers)
-        async with self._opening:
-            self._note(versions)
-            self._refused.pop((name, number), None)  # Asked for by hand: tried again.
+        async with self.sessions.turn:
+            self.sessions.note(versions)
+            self.sessions.forgive(name, number)  # Asked for by hand: tried again.
             model = self._plane.table.models.get(name) or Model(name, ())
             known = sorted({*numbers, *model.variants})
-            refused = self._reasons(name, known)
-            self._put(replace(model, versions=tuple(known), refused=refused, is_unloaded=False))
-        variant = await self._opened(name, number)
+            refused = self.sessions.reasons(name, known)
+            self.sessions.put(
+                replace(model, versions=tuple(known), refused=refused, is_unloaded=False)
+            )
+        variant = await self.sessions.opened(name, number)
         model = self._plane.table.models[name]
         state = self._revision.models.get(name, _FOLLOWED)
         if model.champion is None or (state.follow and model.champion.version < number):
@@ -639,12 +480,14 @@ class Sync:
         ------
         ModelNotFoundError : no such model.
         """
-        async with self._opening:
+        async with self.sessions.turn:
             model = self._plane.table.model(name)
             gone = list(model.variants)
-            self._put(replace(model, variants={}, champion=None, default=None, is_unloaded=True))
+            self.sessions.put(
+                replace(model, variants={}, champion=None, default=None, is_unloaded=True)
+            )
             del model
-        await self._gone([(name, version) for version in gone], _UNLOAD_S_MAX)
+        await self.sessions.gone([(name, version) for version in gone], _UNLOAD_S_MAX)
         event("model_unloaded", model=name, versions=gone)
 
     # -- what is told about it
@@ -652,20 +495,6 @@ class Sync:
     def refused_samples(self) -> "list[Sample]":
         """Refused versions by model, for the exposition."""
         return [((model.name,), len(model.refused)) for model in self._plane.table.models.values()]
-
-    def queued_samples(self) -> "list[Sample]":
-        """Rows waiting by version, for the exposition."""
-        return [
-            ((name, str(version)), batcher.rows_queued)
-            for (name, version), batcher in self._batchers.items()
-        ]
-
-    def session_samples(self) -> "list[Sample]":
-        """Memory by open version, for the exposition."""
-        return [
-            ((name, str(version)), float(size))
-            for (name, version), size in self.ledger.sessions.items()
-        ]
 
     def revision_samples(self) -> "list[Sample]":
         """The revision in force, and the newest that was refused."""
@@ -693,7 +522,7 @@ class Sync:
     def _beat(self) -> None:
         """Say what is in force here, at once when it has changed."""
         moment, said = self._beaten
-        news = (self._revision.number, self._rejected, tuple(self._batchers))
+        news = (self._revision.number, self._rejected, self.sessions.open)
         if news == said and time.monotonic() - moment < _BEAT_S:
             return
         self._beats += 1
@@ -706,153 +535,6 @@ class Sync:
             self._degrade("heartbeat", "")
 
     # -- pieces
-
-    def _note(self, versions: Iterable[VersionFiles]) -> None:
-        """Remember where files are; those that have changed since they were refused are new."""
-        for files in versions:
-            key = (files.model, files.version)
-            self._files[key] = files
-            if key in self._refused and self._refused[key][0] != files.fingerprint:
-                del self._refused[key]
-
-    def _reasons(self, name: str, known: Iterable[int]) -> dict[int, str]:
-        return {n: self._refused[name, n][1] for n in known if (name, n) in self._refused}
-
-    def _variant(self, files: VersionFiles, loaded: Loaded) -> Variant:
-        config, telemetry = self._config, self._plane.telemetry
-        session, trial = loaded.session, loaded.trial
-        name, version, signature = files.model, files.version, session.signature
-        labels = (name, str(version))
-        if (name, version) not in self._work:
-            self._meters[name, version] = Meters(telemetry, name, version, "champion", "primary")
-            self._work[name, version] = BatchMeters(
-                queue_s=telemetry.histogram(QUEUE_SECONDS, *labels),
-                run_s=telemetry.histogram(RUN_SECONDS, *labels),
-                rows=telemetry.histogram(BATCH_ROWS, *labels),
-                refused=telemetry.counter(SHED, *labels, "queue_full"),
-                late=telemetry.counter(SHED, *labels, "deadline_exceeded"),
-                gone=telemetry.counter(SHED, *labels, "client_gone"),
-                ended=telemetry.counter(RUNS_ENDED, *labels),
-            )
-        observe = self._tapped(name, version, signature)
-        batcher = Batcher(
-            self._noted(name, version, session.run),
-            model=name,
-            version=version,
-            can_batch=trial.can_batch,
-            is_inline=trial.is_inline,
-            rows_max=config.batch.rows_max,
-            wait_s_max=config.batch.wait_s_max,
-            queue_rows_max=config.limits.queue_rows_max,
-            inline_s_max=config.runtime.inline_s_max,
-            has_free_axes=any(-1 in spec.row_shape for spec in signature.inputs),
-            observe=observe if self._plane.sample >= 1 else None,
-            meters=self._work[name, version],
-            stop=session.stop,
-            watchdog=self._watchdog,
-            on_stuck=partial(self._replace_process, name, version),
-        )
-        self._batchers[name, version] = batcher
-        variant = Variant(
-            served=Served(name, version, signature, v2_json.answer_head(name, version)),
-            queue=batcher,
-            observe=observe,
-            meters=self._meters[name, version],
-            about=about(trial, config.batch.rows_max),
-            work=self._work[name, version],
-            can_batch=trial.can_batch,
-        )
-        weakref.finalize(variant, self._release, (name, version), batcher)
-        return variant
-
-    def _replace_process(self, name: str, version: int) -> None:
-        """A run does not end: only the end of its process ends it."""
-        event("run_stuck", logging.ERROR, model=name, version=version)
-        if self._plane.recycle is not None:
-            self._plane.recycle("run_stuck")
-
-    def _noted(self, name: str, version: int, run: Run) -> Run:
-        """A run that says it is under way where that outlives the process, for rollouts."""
-
-        def noted(inputs: list[Array]) -> list[Array]:
-            exposures = self._plane.exposures
-            if exposures is None or name not in exposures.by_model:
-                return run(inputs)
-            exposures.run(name, version, 1)
-            try:
-                return run(inputs)
-            finally:
-                exposures.run(name, version, -1)
-
-        return noted
-
-    def _tapped(self, name: str, version: int, signature: Signature) -> Observe:
-        """Offers to the tap what ran: whole runs, whose rows are stacked already, or requests."""
-        tap, bytes_a_row = self._plane.tap, row_bytes(signature)
-        dropped = self._plane.telemetry.counter(TAP_DROPPED, name, str(version))
-
-        def observe(inputs: list[Array], outputs: list[Array], rows: int) -> None:
-            size = bytes_a_row * rows or n_bytes(inputs) + n_bytes(outputs)
-            tap.offer(Observation(name, version, inputs, outputs, rows, size), dropped)
-
-        return observe
-
-    async def _monitor(self, files: VersionFiles, loaded: Loaded) -> None:
-        """Have the observer watch a version, by an adopted profile or its own."""
-        labels = (files.model, str(files.version))
-        telemetry = self._plane.telemetry
-        watch = Watch(
-            files.model,
-            files.version,
-            loaded.session.signature,
-            config=self._config.monitor,
-            shared=self._observer.shared,
-            references=self._references,
-            meters=WatchMeters(
-                observed=telemetry.counter(OBSERVED, *labels),
-                dropped=telemetry.counter(TAP_DROPPED, *labels),
-                errors=telemetry.counter(OBSERVER_ERRORS, *labels),
-                pages=telemetry.counter(ALARMS, *labels, "page"),
-                warnings=telemetry.counter(ALARMS, *labels, "warning"),
-            ),
-        )
-        await asyncio.to_thread(self._give_reference, watch, loaded)
-        for problem in watch.problems:
-            event(
-                "reference_problem",
-                logging.WARNING,
-                model=files.model,
-                version=files.version,
-                reason=problem,
-            )
-        self._observer.add(watch)
-
-    def _give_reference(self, watch: Watch, loaded: Loaded) -> None:
-        """Judge by an adopted profile, else by the version's own; else wait for one."""
-        if (profile := self._adopted.get((watch.model, watch.version))) is not None:
-            watch.judge_by(profile, "adopted")
-        elif loaded.profile is not None:
-            watch.judge_by(loaded.profile, "reference.json")
-        elif loaded.problem:
-            watch.problems = [loaded.problem]
-        elif self._config.monitor.adopt_rows and watch.can_adopt:
-            watch.adopt(self._config.monitor.adopt_rows)
-
-    def _put(self, model: Model) -> None:
-        self._plane.table = self._plane.table.replaced(model)
-
-
-def _needed(state: ModelState) -> set[int]:
-    """Versions that a state of a model needs to be open on every worker."""
-    if state.follow:
-        return set(state.pins)
-    return {*state.aliases.values(), *state.pins}
-
-
-def _default(versions: Sequence[int], state: ModelState) -> int | None:
-    """The version that answers when none is named."""
-    number = max(versions, default=None) if state.follow else state.aliases.get("champion")
-    return number if number in versions else None
 
 
 def _misfit(now: Signature, then: Signature) -> str | None:
@@ -871,17 +553,6 @@ def _misfit(now: Signature, then: Signature) -> str | None:
                     f" {spec.datatype} {list(spec.shape)}"
                 )
     return None
-
-
-def _size(files: VersionFiles) -> int:
-    if files.manifest is not None:
-        return files.manifest.bytes
-    try:
-        return sum(
-            (files.directory / name).stat().st_size for name in catalog.content(files.directory)
-        )
-    except (OSError, RegistryError):
-        return 0
 
 
 def read_trusted(config: ServerConfig) -> trust.Keys:
@@ -914,25 +585,3 @@ def look(root: Path) -> catalog.Catalog:
             f"registry {str(root)!r}: holds no model; expected <model>/<version>/model.onnx{why}"
         )
     return found
-
-
-def about(trial: Trial, rows_max: int) -> dict[str, object]:
-    """What the warm-up found, in words and numbers for people."""
-    return {
-        "batched": f"up to {rows_max} rows" if trial.can_batch else f"no: {trial.reason}",
-        "runs": "inline" if trial.is_inline else "on a thread",
-        "run_us": {str(rows): round(run_s * 1e6, 1) for rows, run_s in trial.run_s.items()},
-    }
-
-
-def row_bytes(signature: Signature) -> int:
-    """Memory of one row of all tensors; 0 when that differs from request to request."""
-    total = 0
-    for spec in (*signature.inputs, *signature.outputs):
-        if spec.datatype == "BYTES" or -1 in spec.row_shape or spec.shape[:1] != (-1,):
-            return 0
-        elements = 1
-        for size in spec.row_shape:
-            elements *= size
-        total += elements * DTYPES[spec.datatype].itemsize
-    return total

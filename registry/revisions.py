@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -26,7 +26,7 @@ from registry.errors import (
     RevisionNotFoundError,
     WriteError,
 )
-from registry.routes import Route
+from registry.routes import CHAMPION, Route
 
 FORMAT = 1
 """Number of the format written; a reader refuses a higher one, and whoever cannot read the newest
@@ -63,6 +63,16 @@ class ModelState(
     """By purpose (`split`, `shadow`, `capture`): 32 hexadecimal digits."""
     buckets: str = ""
     """Which variant has which bucket: `0-499:challenger,500-9999:champion`; empty: no split."""
+
+    @property
+    def needed(self) -> set[int]:
+        """Versions that every worker has open."""
+        return set(self.pins) if self.follow else {*self.aliases.values(), *self.pins}
+
+    def default(self, versions: Sequence[int]) -> int | None:
+        """The version that answers when none is named, of those that there are."""
+        number = max(versions, default=None) if self.follow else self.aliases.get(CHAMPION)
+        return number if number in versions else None
 
 
 class Revision(

@@ -140,16 +140,20 @@ def create_if_absent(path: Path, data: bytes) -> bool:
     return is_made
 
 
-def replace(path: Path, data: bytes, *, is_durable: bool = True) -> None:
+def replace(path: Path, data: bytes, *, is_durable: bool = True, mode: int = 0o644) -> None:
     """Put these bytes under `path`, whatever was there; readers see the old or the new.
 
     Without `is_durable` nothing waits for the disk: right for what is written again in a second.
+    Nobody whom `mode` leaves out can open it at any moment.
 
     Raises
     ------
     WriteError : it could not be written; unless only the last fsync failed, the old one is there.
     """
-    with _writing(path), _temporary(path, data, is_durable=is_durable) as (temporary, _):
+    with (
+        _writing(path),
+        _temporary(path, data, is_durable=is_durable, mode=mode) as (temporary, _),
+    ):
         _step("rename")
         temporary.replace(path)
         if is_durable:
@@ -458,12 +462,14 @@ def _rename_if_absent(temporary: Path, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, data: bytes, *, is_durable: bool) -> Iterator[tuple[Path, int]]:
+def _temporary(
+    path: Path, data: bytes, *, is_durable: bool, mode: int = 0o644
+) -> Iterator[tuple[Path, int]]:
     """The bytes under a name of their own beside `path`, locked while this process lives."""
     while True:
         temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}{_TEMPORARY}"
         _step("create")
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with contextlib.suppress(OSError):  # without locks it stays until somebody removes it
             fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:

@@ -1,0 +1,437 @@
+"""Versions that are open in a worker: opened, watched over, taken out again, closed.
+
+What is opened is put into the data plane's table; which version answers is decided elsewhere
+(`gateway/sync.py`). A session is closed when nobody holds its variant any more: not the table, and
+no request.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+import weakref
+from collections.abc import Callable, Container, Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from gateway import memory
+from gateway.batcher import Batcher, BatchMeters, Observe, Run
+from gateway.config import ServerConfig
+from gateway.errors import ModelNotFoundError, NoMemoryError, VersionRefusedError
+from gateway.loader import Loaded, Loader
+from gateway.memory import Key, Ledger
+from gateway.observer import Observer
+from gateway.prediction import DataPlane
+from gateway.protocol import v2_json
+from gateway.protocol.call import Served
+from gateway.router import Meters, Model, Variant
+from gateway.runtime import Trial
+from gateway.tap import Observation
+from gateway.telemetry import (
+    ALARMS,
+    BATCH_ROWS,
+    EVICTIONS,
+    OBSERVED,
+    OBSERVER_ERRORS,
+    QUEUE_SECONDS,
+    RUN_SECONDS,
+    RUNS_ENDED,
+    SHED,
+    TAP_DROPPED,
+    Sample,
+    event,
+)
+from gateway.tensors import DTYPES, Array, n_bytes
+from gateway.watch import Watch, WatchMeters, adopted
+from gateway.watchdog import Watchdog
+from monitors import Profile
+from registry import catalog
+from registry.catalog import VersionFiles
+from registry.errors import RegistryError
+from registry.revisions import ModelState
+from registry.signature import Signature
+
+_EVICT_S_MAX = 2.0
+"""A version that is evicted while a request holds it makes room later."""
+
+
+class Sessions:
+    """The open versions of one worker.
+
+    Parameters
+    ----------
+    state_of : what is in force for a model
+    admit : told which bytes a version held when it was opened
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        plane: DataPlane,
+        observer: Observer,
+        loader: Loader,
+        state_of: Callable[[str], ModelState],
+        admit: Callable[[VersionFiles, str], None],
+    ) -> None:
+        self._config = config
+        self._plane = plane
+        self._observer = observer
+        self._loader = loader
+        self._state_of = state_of
+        self._admit = admit
+        self.ledger = Ledger(memory.budget(config.sync.memory_bytes_max, config.workers))
+        self.turn = asyncio.Lock()
+        """Held by whoever opens a version, or must not see one opened meanwhile."""
+        self.files: dict[Key, VersionFiles] = {}
+        """Where every version in the registry is."""
+        self._refused: dict[Key, tuple[str, str]] = {}
+        """Fingerprint of the files that were refused, and the reason."""
+        self._batchers: dict[Key, Batcher] = {}
+        self._adopted: dict[Key, Profile] = {}
+        # Counts outlive a version that is closed and opened again: they never go backwards.
+        self._work: dict[Key, BatchMeters] = {}
+        self._meters: dict[Key, Meters] = {}
+        self._watchdog = Watchdog()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._left = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._batchers)
+
+    @property
+    def open(self) -> tuple[Key, ...]:
+        """Every version that is open."""
+        return tuple(self._batchers)
+
+    @property
+    def _references(self) -> Path:
+        return self._config.state_path / "references"
+
+    async def start(self) -> None:
+        """Read what was adopted; from now on versions can be opened."""
+        self._loop = asyncio.get_running_loop()
+        self._adopted = await asyncio.to_thread(adopted, self._references)
+
+    async def close(self) -> None:
+        """Finish what waits, and end the sessions' threads."""
+        batchers = list(self._batchers.values())
+        await asyncio.gather(*(batcher.close() for batcher in batchers), *self._closing)
+        self._watchdog.stop()
+
+    def note(self, versions: Iterable[VersionFiles]) -> None:
+        """Remember where files are; those that have changed since they were refused are new."""
+        for files in versions:
+            key = (files.model, files.version)
+            self.files[key] = files
+            if key in self._refused and self._refused[key][0] != files.fingerprint:
+                del self._refused[key]
+
+    def forgive(self, name: str, version: int) -> None:
+        """Try a version again that was refused."""
+        self._refused.pop((name, version), None)
+
+    def reasons(self, name: str, known: Iterable[int]) -> dict[int, str]:
+        """Versions of a model that were refused, and why."""
+        return {n: self._refused[name, n][1] for n in known if (name, n) in self._refused}
+
+    async def opened(self, name: str, version: int) -> Variant:
+        """A version, opened now unless it is open already, and in the table.
+
+        Raises
+        ------
+        VersionRefusedError : it cannot be opened; it is not tried again until its files change.
+        NoMemoryError : there is no room for it beside what routes need.
+        """
+        async with self.turn:
+            model = self._plane.table.models.get(name)
+            if model is None:
+                raise ModelNotFoundError(name, list(self._plane.table.models))
+            picked = model.pick(str(version))
+            if isinstance(picked, Variant):
+                return picked
+            del model  # Held while others leave the table, it would keep their sessions open.
+            files = self.files[name, version]
+            await self._make_room(files)
+            start = time.perf_counter()
+            try:
+                loaded = await asyncio.to_thread(self._loader.load, files)
+            except VersionRefusedError as error:
+                self._refuse(files, str(error))
+                raise
+            self._admit(files, loaded.digest)
+            is_new = (name, version) not in self._work
+            variant = self._variant(files, loaded)
+            self.ledger.enter((name, version), loaded.n_bytes)
+            if is_new:
+                await self._monitor(files, loaded)
+            model = self._plane.table.models[name]
+            self.put(replace(model, variants={**model.variants, version: variant}))
+            event(
+                "version_opened",
+                model=name,
+                version=version,
+                seconds=round(time.perf_counter() - start, 3),
+                **variant.about,
+            )
+            return variant
+
+    def _refuse(self, files: VersionFiles, reason: str) -> None:
+        name, version = files.model, files.version
+        self._refused[name, version] = (files.fingerprint, reason)
+        model = self._plane.table.models[name]
+        refused = {**model.refused, version: reason}
+        default = model.default
+        if default == version:
+            state = self._state_of(name)
+            default = state.default([n for n in model.versions if n not in refused])
+        self.put(replace(model, refused=refused, default=default))
+        event("version_refused", logging.ERROR, model=name, version=version, reason=reason)
+
+    async def _make_room(self, files: VersionFiles) -> None:
+        """Close versions that no route needs, until there is room for this one.
+
+        Raises
+        ------
+        NoMemoryError : even then there is none.
+        """
+        wanted = memory.estimate(_size(files))
+        idle = [
+            (variant.work.ran_at, (name, number))
+            for name, model in self._plane.table.models.items()
+            for number, variant in model.variants.items()
+            if number not in self._needed(name)
+        ]
+        victims = self.ledger.victims(wanted, [key for _, key in sorted(idle)])
+        if victims is None:
+            used, allowed = self.ledger.used_bytes, self.ledger.budget_bytes
+            raise NoMemoryError(files.model, files.version, wanted, used, allowed)
+        for name, number in victims:
+            self.take_out(name, {number})
+            self._plane.telemetry.counter(EVICTIONS, name).add()
+            event("version_evicted", model=name, version=number)
+        await self.gone(victims, _EVICT_S_MAX)
+
+    def _needed(self, name: str) -> set[int]:
+        """Versions of a model that are never evicted."""
+        state = self._state_of(name)
+        champion = self._plane.table.models[name].champion
+        return state.needed | ({champion.version} if champion is not None else set())
+
+    def _by_use(self, name: str) -> list[int]:
+        """Open versions of a model, the one least recently used first."""
+        variants = self._plane.table.models[name].variants
+        return sorted(variants, key=lambda number: variants[number].work.ran_at)
+
+    def retire(self, name: str) -> None:
+        """Take out of the table what nothing names any more, the newest of them excepted.
+
+        The one that answered last stays for an instant way back, as long as memory allows.
+        """
+        needed = self._needed(name)
+        idle = [number for number in self._by_use(name) if number not in needed]
+        self.take_out(name, idle[:-1])
+
+    def take_out(self, name: str, leaving: Container[int]) -> None:
+        """Take open versions out of the table; nobody who awaits may hold the model before."""
+        model = self._plane.table.models[name]
+        variants = {n: v for n, v in model.variants.items() if n not in leaving}
+        self.put(replace(model, variants=variants))
+
+    async def gone(self, keys: Iterable[Key], timeout_s: float) -> None:
+        """Return when the sessions of these versions are closed, or a while later."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while any(key in self._batchers for key in keys):
+                    self._left.clear()
+                    await self._left.wait()
+                await asyncio.gather(*self._closing)
+
+    def _release(self, key: Key, batcher: Batcher) -> None:
+        """Nobody holds a variant any more: close what is behind it. Called by any thread."""
+        with contextlib.suppress(RuntimeError):  # The loop has ended, and everything with it.
+            self._loop.call_soon_threadsafe(self._close_one, key, batcher)
+
+    def _close_one(self, key: Key, batcher: Batcher) -> None:
+        if self._batchers.get(key) is batcher:
+            del self._batchers[key]
+            self.ledger.leave(key)
+            self._left.set()
+        task = asyncio.create_task(batcher.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    # -- what is told about it
+
+    def queued_samples(self) -> "list[Sample]":
+        """Rows waiting by version, for the exposition."""
+        return [
+            ((name, str(version)), batcher.rows_queued)
+            for (name, version), batcher in self._batchers.items()
+        ]
+
+    def session_samples(self) -> "list[Sample]":
+        """Memory by open version, for the exposition."""
+        return [
+            ((name, str(version)), float(size))
+            for (name, version), size in self.ledger.sessions.items()
+        ]
+
+    # -- a variant of what was opened
+
+    def _variant(self, files: VersionFiles, loaded: Loaded) -> Variant:
+        config, telemetry = self._config, self._plane.telemetry
+        session, trial = loaded.session, loaded.trial
+        name, version, signature = files.model, files.version, session.signature
+        labels = (name, str(version))
+        if (name, version) not in self._work:
+            self._meters[name, version] = Meters(telemetry, name, version, "champion", "primary")
+            self._work[name, version] = BatchMeters(
+                queue_s=telemetry.histogram(QUEUE_SECONDS, *labels),
+                run_s=telemetry.histogram(RUN_SECONDS, *labels),
+                rows=telemetry.histogram(BATCH_ROWS, *labels),
+                refused=telemetry.counter(SHED, *labels, "queue_full"),
+                late=telemetry.counter(SHED, *labels, "deadline_exceeded"),
+                gone=telemetry.counter(SHED, *labels, "client_gone"),
+                ended=telemetry.counter(RUNS_ENDED, *labels),
+            )
+        observe = self._tapped(name, version, signature)
+        batcher = Batcher(
+            self._noted(name, version, session.run),
+            model=name,
+            version=version,
+            can_batch=trial.can_batch,
+            is_inline=trial.is_inline,
+            rows_max=config.batch.rows_max,
+            wait_s_max=config.batch.wait_s_max,
+            queue_rows_max=config.limits.queue_rows_max,
+            inline_s_max=config.runtime.inline_s_max,
+            has_free_axes=any(-1 in spec.row_shape for spec in signature.inputs),
+            observe=observe if self._plane.sample >= 1 else None,
+            meters=self._work[name, version],
+            stop=session.stop,
+            watchdog=self._watchdog,
+            on_stuck=partial(self._replace_process, name, version),
+        )
+        self._batchers[name, version] = batcher
+        variant = Variant(
+            served=Served(name, version, signature, v2_json.answer_head(name, version)),
+            queue=batcher,
+            observe=observe,
+            meters=self._meters[name, version],
+            about=about(trial, config.batch.rows_max),
+            work=self._work[name, version],
+            can_batch=trial.can_batch,
+        )
+        weakref.finalize(variant, self._release, (name, version), batcher)
+        return variant
+
+    def _replace_process(self, name: str, version: int) -> None:
+        """A run does not end: only the end of its process ends it."""
+        event("run_stuck", logging.ERROR, model=name, version=version)
+        if self._plane.recycle is not None:
+            self._plane.recycle("run_stuck")
+
+    def _noted(self, name: str, version: int, run: Run) -> Run:
+        """A run that says it is under way where that outlives the process, for rollouts."""
+
+        def noted(inputs: list[Array]) -> list[Array]:
+            exposures = self._plane.exposures
+            if exposures is None or name not in exposures.by_model:
+                return run(inputs)
+            exposures.run(name, version, 1)
+            try:
+                return run(inputs)
+            finally:
+                exposures.run(name, version, -1)
+
+        return noted
+
+    def _tapped(self, name: str, version: int, signature: Signature) -> Observe:
+        """Offers to the tap what ran: whole runs, whose rows are stacked already, or requests."""
+        tap, bytes_a_row = self._plane.tap, row_bytes(signature)
+        dropped = self._plane.telemetry.counter(TAP_DROPPED, name, str(version))
+
+        def observe(inputs: list[Array], outputs: list[Array], rows: int) -> None:
+            size = bytes_a_row * rows or n_bytes(inputs) + n_bytes(outputs)
+            tap.offer(Observation(name, version, inputs, outputs, rows, size), dropped)
+
+        return observe
+
+    async def _monitor(self, files: VersionFiles, loaded: Loaded) -> None:
+        """Have the observer watch a version, by an adopted profile or its own."""
+        labels = (files.model, str(files.version))
+        telemetry = self._plane.telemetry
+        watch = Watch(
+            files.model,
+            files.version,
+            loaded.session.signature,
+            config=self._config.monitor,
+            shared=self._observer.shared,
+            references=self._references,
+            meters=WatchMeters(
+                observed=telemetry.counter(OBSERVED, *labels),
+                dropped=telemetry.counter(TAP_DROPPED, *labels),
+                errors=telemetry.counter(OBSERVER_ERRORS, *labels),
+                pages=telemetry.counter(ALARMS, *labels, "page"),
+                warnings=telemetry.counter(ALARMS, *labels, "warning"),
+            ),
+        )
+        await asyncio.to_thread(self._give_reference, watch, loaded)
+        for problem in watch.problems:
+            event(
+                "reference_problem",
+                logging.WARNING,
+                model=files.model,
+                version=files.version,
+                reason=problem,
+            )
+        self._observer.add(watch)
+
+    def _give_reference(self, watch: Watch, loaded: Loaded) -> None:
+        """Judge by an adopted profile, else by the version's own; else wait for one."""
+        if (profile := self._adopted.get((watch.model, watch.version))) is not None:
+            watch.judge_by(profile, "adopted")
+        elif loaded.profile is not None:
+            watch.judge_by(loaded.profile, "reference.json")
+        elif loaded.problem:
+            watch.problems = [loaded.problem]
+        elif self._config.monitor.adopt_rows and watch.can_adopt:
+            watch.adopt(self._config.monitor.adopt_rows)
+
+    def put(self, model: Model) -> None:
+        """Let a model in the table be this from now on."""
+        self._plane.table = self._plane.table.replaced(model)
+
+
+def _size(files: VersionFiles) -> int:
+    if files.manifest is not None:
+        return files.manifest.bytes
+    try:
+        return sum(
+            (files.directory / name).stat().st_size for name in catalog.content(files.directory)
+        )
+    except (OSError, RegistryError):
+        return 0
+
+
+def about(trial: Trial, rows_max: int) -> dict[str, object]:
+    """What the warm-up found, in words and numbers for people."""
+    return {
+        "batched": f"up to {rows_max} rows" if trial.can_batch else f"no: {trial.reason}",
+        "runs": "inline" if trial.is_inline else "on a thread",
+        "run_us": {str(rows): round(run_s * 1e6, 1) for rows, run_s in trial.run_s.items()},
+    }
+
+
+def row_bytes(signature: Signature) -> int:
+    """Memory of one row of all tensors; 0 when that differs from request to request."""
+    total = 0
+    for spec in (*signature.inputs, *signature.outputs):
+        if spec.datatype == "BYTES" or -1 in spec.row_shape or spec.shape[:1] != (-1,):
+            return 0
+        elements = 1
+        for size in spec.row_shape:
+            elements *= size
+        total += elements * DTYPES[spec.datatype].itemsize
+    return total
