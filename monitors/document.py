@@ -124,9 +124,13 @@ class Part:
             if name not in names:
                 raise self.error(f"is not known; known are {', '.join(sorted(names))}", name)
 
+    def is_null(self, name: str) -> bool:
+        """Whether a field is null or absent."""
+        return self._document.get(name) is None
+
     def part(self, name: str) -> "Part | None":
         """An object within, or None where it is null or absent."""
-        if self._document.get(name) is None:
+        if self.is_null(name):
             return None
         return Part(self.get(name, dict), self._channel)
 

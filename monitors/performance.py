@@ -1,7 +1,8 @@
-"""How right predictions were, from their labels, with intervals; and how right they should be.
+"""How right predictions were, from their labels, with intervals.
 
-Scores and labels in, estimates out. Rows may carry weights (the inverse of the probability with
-which they were kept); intervals then count as many rows as the weights are worth.
+Scores and labels in, estimates out; what can be said without labels is in cbpe.py. Rows may carry
+weights (the inverse of the probability with which they were kept); intervals then count as many
+rows as the weights are worth.
 """
 
 import math
@@ -17,7 +18,7 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 
 _Z = 1.959963984540054
 """Quantile of the normal distribution for 95 % on both sides."""
-_CLIP = 1e-7
+CLIP = 1e-7
 """Keeps the logarithm of a score that was sure, and wrong, finite."""
 
 
@@ -61,41 +62,16 @@ def binary(
     >>> round(binary([0.9, 0.8, 0.3, 0.2], [1, 0, 1, 0])["auc"].value, 2)
     0.75
     """
-    s, y, w = _columns(scores, labels, weights)
-    p = np.clip(s, _CLIP, 1 - _CLIP)
+    s, y, w = columns(scores, labels, weights)
+    p = np.clip(s, CLIP, 1 - CLIP)
     return {
-        "accuracy": _share((s >= threshold) == (y > 0), w),
-        "auc": _auc(s, y * w, (1 - y) * w, _rows(y * w), _rows((1 - y) * w)),
-        "log_loss": _mean(-(y * np.log(p) + (1 - y) * np.log1p(-p)), w),
-        "brier": _mean((s - y) ** 2, w),
-        "calibration": _mean(y - s, w),
-        "rate": _share(y > 0, w),
+        "accuracy": share((s >= threshold) == (y > 0), w),
+        "auc": area(s, y * w, (1 - y) * w, n_effective(y * w), n_effective((1 - y) * w)),
+        "log_loss": mean(-(y * np.log(p) + (1 - y) * np.log1p(-p)), w),
+        "brier": mean((s - y) ** 2, w),
+        "calibration": mean(y - s, w),
+        "rate": share(y > 0, w),
     }
-
-
-def expected_binary(
-    scores: Any, weights: Any = None, *, threshold: float = 0.5
-) -> dict[str, Estimate]:
-    """What `binary` would find, if scores are calibrated: without any label.
-
-    Notes
-    -----
-    A row of score p is of class 1 with probability p, so accuracy, AUC, log loss and rate have
-    expectations that scores alone give. Blind to concept drift: when the same inputs come to mean
-    something else, the scores do not know. Source: NannyML's confidence-based performance
-    estimation; expected values as in Guillory et al. (2021), ICCV.
-    """
-    s, _, w = _columns(scores, scores, weights)
-    p = np.clip(s, _CLIP, 1 - _CLIP)
-    n = _rows(w)
-    right = np.where(s >= threshold, s, 1 - s)
-    return {
-        "accuracy": _around(float(np.average(right, weights=w)), right * (1 - right), w),
-        "auc": _auc(s, s * w, (1 - s) * w, n * float(np.average(s, weights=w)),
-                    n * float(np.average(1 - s, weights=w))),
-        "log_loss": _mean(-(p * np.log(p) + (1 - p) * np.log1p(-p)), w),
-        "rate": _around(float(np.average(s, weights=w)), s * (1 - s), w),
-    }  # fmt: skip
 
 
 def regression(predicted: Any, actual: Any, weights: Any = None) -> dict[str, Estimate]:
@@ -104,23 +80,29 @@ def regression(predicted: Any, actual: Any, weights: Any = None) -> dict[str, Es
     >>> round(regression([1.0, 3.0], [2.0, 1.0])["rmse"].value, 4)
     1.5811
     """
-    p, a, w = _columns(predicted, actual, weights)
-    squares = _mean((p - a) ** 2, w)
+    p, a, w = columns(predicted, actual, weights)
+    squares = mean((p - a) ** 2, w)
     roots = (math.sqrt(max(x, 0)) for x in (squares.value, squares.low, squares.high))
     return {
-        "mae": _mean(np.abs(p - a), w),
+        "mae": mean(np.abs(p - a), w),
         "rmse": Estimate(*roots),
-        "bias": _mean(p - a, w),
+        "bias": mean(p - a, w),
     }
 
 
 def classes(is_right: Any, weights: Any = None) -> dict[str, Estimate]:
     """Accuracy of named classes: (n,) whether each was the one predicted."""
-    right, _, w = _columns(is_right, is_right, weights)
-    return {"accuracy": _share(right > 0, w)}
+    right, _, w = columns(is_right, is_right, weights)
+    return {"accuracy": share(right > 0, w)}
 
 
-def _columns(x: Any, y: Any, weights: Any) -> tuple[Floats, Floats, Floats]:
+def columns(x: Any, y: Any, weights: Any) -> tuple[Floats, Floats, Floats]:
+    """Two columns and their weights as arrays.
+
+    Raises
+    ------
+    BinMismatchError : lengths differ, or there are no rows.
+    """
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     w = np.ones(a.shape) if weights is None else np.asarray(weights, np.float64)
     if a.ndim != 1 or not a.size or a.shape != b.shape or a.shape != w.shape:
@@ -131,38 +113,39 @@ def _columns(x: Any, y: Any, weights: Any) -> tuple[Floats, Floats, Floats]:
     return a, b, w
 
 
-def _rows(weights: Floats) -> float:
+def n_effective(weights: Floats) -> float:
     """How many rows of one weight are worth as much (Kish)."""
     squares = float((weights**2).sum())
     return float(weights.sum()) ** 2 / squares if squares else 0.0
 
 
-def _mean(values: Floats, weights: Floats) -> Estimate:
-    mean = float(np.average(values, weights=weights))
-    n = _rows(weights)
+def mean(values: Floats, weights: Floats) -> Estimate:
+    """A mean with its normal interval."""
+    found = float(np.average(values, weights=weights))
+    n = n_effective(weights)
     if n < 2:
-        return Estimate(mean, -math.inf, math.inf)
-    variance = float(np.average((values - mean) ** 2, weights=weights)) * n / (n - 1)
+        return Estimate(found, -math.inf, math.inf)
+    variance = float(np.average((values - found) ** 2, weights=weights)) * n / (n - 1)
     half = _Z * math.sqrt(variance / n)
-    return Estimate(mean, mean - half, mean + half)
+    return Estimate(found, found - half, found + half)
 
 
-def _around(mean: float, variances: Floats, weights: Floats) -> Estimate:
+def around(expected: float, variances: Floats, weights: Floats) -> Estimate:
     """An expectation, and where a realisation of these rows would be."""
-    half = _Z * math.sqrt(float(np.average(variances, weights=weights)) / _rows(weights))
-    return Estimate(mean, mean - half, mean + half)
+    half = _Z * math.sqrt(float(np.average(variances, weights=weights)) / n_effective(weights))
+    return Estimate(expected, expected - half, expected + half)
 
 
-def _share(is_so: npt.NDArray[np.bool_], weights: Floats) -> Estimate:
+def share(is_so: npt.NDArray[np.bool_], weights: Floats) -> Estimate:
     """A share with Wilson's interval, which stays within 0 and 1."""
-    share, n = float(np.average(is_so, weights=weights)), _rows(weights)
-    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n * n))
+    found, n = float(np.average(is_so, weights=weights)), n_effective(weights)
+    middle = (found + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(found * (1 - found) / n + _Z**2 / (4 * n * n))
     # Rounding must not push the share itself out of its interval.
-    return Estimate(share, min(middle - half, share), max(middle + half, share))
+    return Estimate(found, min(middle - half, found), max(middle + half, found))
 
 
-def _auc(scores: Floats, ones: Floats, zeros: Floats, n_ones: float, n_zeros: float) -> Estimate:
+def area(scores: Floats, ones: Floats, zeros: Floats, n_ones: float, n_zeros: float) -> Estimate:
     """Probability that a row of class 1 scores above one of class 0; ties count half.
 
     The interval is that of Hanley and McNeil (1982), Radiology 143.

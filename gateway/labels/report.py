@@ -13,13 +13,9 @@ import numpy as np
 
 from gateway.labels.rows import Joined
 from gateway.labels.target import Target, Task
-from monitors import performance
+from monitors import cbpe, performance
 from monitors.guards import outcome
 
-BLIND = (
-    "estimated from scores, as if they were calibrated: blind to concept drift, when the same"
-    " inputs come to mean something else"
-)
 _COHORTS_MAX = 31
 _DAY_S = 86_400
 _ALPHA = 0.05
@@ -48,7 +44,7 @@ def performance_of(
         "n_labelled": len(joined),
         "realised": _realised(joined, target, task),
         "estimated": _estimated(kept, target, task),
-        "estimated_means": BLIND if task == "binary" else None,
+        "estimated_means": cbpe.BLINDNESS if task == "binary" else None,
         "cohorts": [
             {
                 "day": time.strftime("%Y-%m-%d", time.gmtime(day * _DAY_S)),
@@ -105,7 +101,7 @@ def _estimated(kept: Iterable[Kept], target: Target, task: Task) -> dict[str, An
     if not scores:
         return None
     weights = [weight for score, weight in rows if score is not None and 0 <= score <= 1]
-    found = performance.expected_binary(scores, weights)
+    found = cbpe.estimated(scores, weights)
     return {name: estimate.to_dict() for name, estimate in found.items()}
 
 

@@ -77,21 +77,6 @@ def test_intervals_hold_as_often_as_they_say(name: str) -> None:
     assert held / 400 > 0.95 - 4 * math.sqrt(0.05 * 0.95 / 400)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "auc", "log_loss", "rate"])
-def test_without_labels_calibrated_scores_tell_the_same(name: str) -> None:
-    """And scores that lost their meaning tell the same as before: the estimate is blind to that."""
-    random = np.random.default_rng(3)
-    scores = random.beta(2, 3, 100_000)
-    calibrated = random.uniform(size=scores.size) < scores
-    expected = performance.expected_binary(scores)[name]
-
-    assert performance.binary(scores, calibrated)[name].value == pytest.approx(
-        expected.value, abs=0.006
-    )
-    flipped = performance.binary(scores, ~calibrated)[name].value
-    assert abs(flipped - expected.value) > 0.1
-
-
 def test_errors_of_numbers_are_their_definitions() -> None:
     """MAE, RMSE and bias; normal errors of one standard deviation have a known mean."""
     random = np.random.default_rng(5)
