@@ -1,19 +1,27 @@
 """Which channel of a profile stands for which element of a model's tensors.
 
 A tensor of one element a row is the channel `input:NAME` (or `output:NAME`); a matrix is
-`input:NAME[0]`, `input:NAME[1]`, ...
+`input:NAME[0]`, `input:NAME[1]`, ... An output that tells classes has channels that are made of it:
+`output:NAME.class`, and `output:NAME.confidence` where it holds their probabilities.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import orjson
 
-from monitors import Profile
+from gateway.tensors import Array
+from monitors import Profile, classes
 from registry.signature import Signature, TensorSpec
 
 WIDTH_MAX = 4096
 """Columns of one matrix that are watched one by one."""
+
+_FLOATS = frozenset(("FP16", "BF16", "FP32", "FP64"))
+_WHOLE = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +35,8 @@ class Column:
     """Among the elements of a row."""
     is_alone: bool = False
     """Its tensor has one element a row."""
+    made: Literal["", "class", "confidence"] = ""
+    """What it is of the whole row of its tensor, when it is no element of it."""
 
 
 def columns_of(signature: Signature) -> tuple[list[Column], list[str]]:
@@ -61,6 +71,70 @@ def _width(spec: TensorSpec) -> int | None:
     return None
 
 
+def answers_of(signature: Signature) -> list[Column]:
+    """Classes and confidence of every output that could tell classes, by its datatype and width.
+
+    Whether it does is seen from its values.
+    """
+    made: list[Column] = []
+    for k, spec in enumerate(signature.outputs):
+        width, name = _width(spec), f"output:{spec.name}"
+        if width is not None and width > 1 and spec.datatype in _FLOATS:
+            made.append(_made(f"{name}.{classes.CLASS}", k, "class"))
+            made.append(_made(f"{name}.{classes.CONFIDENCE}", k, "confidence"))
+        if width == 1 and spec.datatype in _WHOLE:
+            made.append(replace(_made(f"{name}.{classes.CLASS}", k, "class"), is_alone=True))
+    return made
+
+
+def _made(channel: str, tensor: int, made: Literal["class", "confidence"]) -> Column:
+    return Column(channel, is_output=True, tensor=tensor, position=0, made=made)
+
+
+def answer(column: Column, rows: Array) -> Array:
+    """(n_rows,) values of a column that is made of (n_rows, n) elements."""
+    if column.is_alone:
+        return classes.named(rows[:, 0])
+    return classes.confidence(rows) if column.made == "confidence" else classes.classes(rows)
+
+
+def with_answers(
+    values: Mapping[str, Array], signature: Signature, wanted: Sequence[str] | None = None
+) -> dict[str, Array]:
+    """The values of a model's elements by channel, and those of the classes that they tell.
+
+    Parameters
+    ----------
+    wanted : channels to make; None: of the outputs that tell classes, as their values show: rows of
+        probabilities, and whole numbers beside such rows or under a name that says so
+    """
+    columns, _ = columns_of(signature)
+    rows: dict[int, Array] = {}
+    for k in range(len(signature.outputs)):
+        parts = [values.get(c.channel) for c in columns if c.is_output and c.tensor == k]
+        whole = [part for part in parts if part is not None]
+        if whole and len(whole) == len(parts):
+            rows[k] = np.stack(whole, axis=1)
+    made = [c for c in answers_of(signature) if c.tensor in rows and c.channel not in values]
+    if wanted is not None:
+        chosen = [column for column in made if column.channel in wanted]
+    else:
+        chosen = [c for c in made if not c.is_alone and classes.are_probabilities(rows[c.tensor])]
+        is_classifier = bool(chosen)
+        chosen += [
+            c
+            for c in made
+            if c.is_alone
+            and classes.are_labels(rows[c.tensor][:, 0])
+            and (is_classifier or _says_class(signature.outputs[c.tensor].name))
+        ]
+    return {**values, **{column.channel: answer(column, rows[column.tensor]) for column in chosen}}
+
+
+def _says_class(name: str) -> bool:
+    return any(word in name.lower() for word in ("label", "class"))
+
+
 def fit(
     profile: Profile, columns: list[Column], signature: Signature
 ) -> tuple[list[Column], list[str]]:
@@ -70,22 +144,23 @@ def fit(
     """
     problems: list[str] = []
     fitting: list[Column] = []
-    known = {column.channel: column for column in columns}
+    known = {column.channel: column for column in (*answers_of(signature), *columns)}
     known |= {f"{column.channel}[0]": column for column in columns if column.is_alone}
     for name, channel in profile.channels.items():
         if (column := known.get(name)) is None:
             problems.append(f"reference column {name!r} is no input or output of the model")
             continue
         specs = signature.outputs if column.is_output else signature.inputs
-        is_text = specs[column.tensor].datatype == "BYTES"
+        datatype = specs[column.tensor].datatype
+        is_text = datatype == "BYTES" if not column.made else column.made == "class"
         if is_text != (channel.kind == "categorical"):
             problems.append(
                 f"reference column {name!r} is {channel.kind}, the model's is"
-                f" {specs[column.tensor].datatype}: not watched"
+                f" {column.made or datatype}: not watched"
             )
             continue
-        fitting.append(Column(name, column.is_output, column.tensor, column.position))
-    covered = {(c.is_output, c.tensor, c.position) for c in fitting}
+        fitting.append(replace(column, channel=name))
+    covered = {(c.is_output, c.tensor, c.position) for c in fitting if not c.made}
     problems += [
         f"{column.channel!r} has no column in the reference: not watched"
         for column in columns

@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from gateway.columns import NAMES, Column, columns_of
+from gateway.columns import NAMES, Column, columns_of, with_answers
 from gateway.config import RuntimeConfig
 from gateway.errors import BadRequestError, shown
 from gateway.runtime import Session
@@ -127,6 +127,7 @@ def fit_to_model(
         # So that a table with its columns in another order is put in order when it is served.
         lineage = {**lineage, NAMES: list(columns)}
     whole = {name: column for name, column in values.items() if len(column) == n}
+    whole = with_answers(whole, signature)
     return _fitted(whole, lineage, lambda done: progress(0.5 + 0.5 * done), order)
 
 

@@ -354,7 +354,7 @@ class Telemetry:
         """The count of this family with these label values, made when first asked for."""
         series = self._series[family]
         if (found := series.get(labels)) is None:
-            found = series[labels] = self._loop_region.counter(_name(family, labels))
+            found = series[labels] = self._loop_region.counter(series_name(family, labels))
         assert isinstance(found, Counter)  # noqa: S101  kinds are declared in this file
         return found
 
@@ -363,7 +363,7 @@ class Telemetry:
         series = self._series[family]
         if (found := series.get(labels)) is None:
             found = series[labels] = self._loop_region.histogram(
-                family.bounds, _scale(family), _name(family, labels)
+                family.bounds, _scale(family), series_name(family, labels)
             )
         assert isinstance(found, Histogram)  # noqa: S101  kinds are declared in this file
         return found
@@ -383,7 +383,7 @@ class Telemetry:
             for labels, value in (sample for read in reads for sample in read()):
                 key = (family, labels)
                 if (gauge := self._gauges.get(key)) is None:
-                    gauge = self._gauges[key] = self._loop_region.gauge(_name(family, labels))
+                    gauge = self._gauges[key] = self._loop_region.gauge(series_name(family, labels))
                 gauge.set(value)
                 said.add(key)
         for key, gauge in self._gauges.items():
@@ -466,7 +466,7 @@ class Telemetry:
 _BY_NAME = {family.name: family for family in FAMILIES}
 
 
-def _name(family: Family, labels: tuple[str, ...]) -> str:
+def series_name(family: Family, labels: tuple[str, ...]) -> str:
     """Of a series, in a file of counts."""
     return orjson.dumps([family.name, *labels]).decode()
 

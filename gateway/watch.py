@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gateway.columns import columns_of, fit
+from gateway.columns import answer, columns_of, fit, with_answers
 from gateway.config import MonitorConfig
 from gateway.counters import Counter
 from gateway.errors import BadRequestError
 from gateway.tap import Observation
-from gateway.telemetry import event
+from gateway.telemetry import TAP_DROPPED, event, series_name
 from gateway.tensors import BFLOAT16, Array, widened
 from monitors import Alarm, Budget, Monitor, MonitorError, Profile
 from monitors.counts import share
@@ -38,6 +38,8 @@ Scores = tuple[tuple[str, str, float, float], ...]
 
 _SAVE_S = 1.0
 _SAVE_BYTES_PER_S = 2_000_000
+_STALE_S = 15.0
+"""Rows that have waited so long for their verdict are a gap. A large state is written rarely."""
 
 
 @dataclass(slots=True)
@@ -115,6 +117,11 @@ class Shared:
             return np.zeros(n, np.int64)
         return np.frombuffer(self._array(name, n), np.int64)
 
+    def counted(self, name: str, own: Counter) -> int:
+        """What all workers have counted of one series, of which this worker has counted `own`."""
+        found = self._total(name) if self._total is not None else None
+        return own.value if found is None else int(found[0])
+
     def total(self, name: str, own: Cells, *, is_looking: bool = True) -> Cells:
         """(n,) counts of all workers."""
         found = None
@@ -170,6 +177,7 @@ class Watch:
         self._was_judge = False
         self._fresh_at = -math.inf
         self._n_before = 0
+        self._begun_at = time.time()
 
     def judge_by(self, profile: Profile, source: str) -> None:
         """Compare with this profile from now on, as far as it fits the model."""
@@ -226,6 +234,51 @@ class Watch:
         if self.monitor is None or not self._shared.is_host_wide:
             return self.meters.observed.value
         return self._n_before + int(self._shared.total(self._name, self._cells)[0])
+
+    @property
+    def n_dropped(self) -> int:
+        """Rows of this version that full taps of the host's workers have dropped."""
+        name = series_name(TAP_DROPPED, (self.model, str(self.version)))
+        return self._shared.counted(name, self.meters.dropped)
+
+    def coverage(self, now: float) -> dict[str, Any]:
+        """How much of what is served the monitor really judges, and what is lost of it."""
+        observed, dropped = self.n_observed, self.n_dropped
+        monitor, waiting = self.monitor, 0
+        if monitor is not None:
+            total = self._shared.total(self._name, self._cells)
+            waiting = max(int(total[0] - self._cursor[0]), 0)
+        judged = monitor.at if monitor is not None else None
+        return {
+            "sample": self._config.sample,
+            "share": observed / (observed + dropped) if observed + dropped else None,
+            "judged": judged,
+            "rows_waiting": waiting,
+            "gaps": [
+                *_if(monitor is None, "there is no reference that fits: nothing is judged"),
+                *_if(
+                    bool(self.problems or self._unwatched),
+                    "not all of the model is watched, see problems",
+                ),
+                *_if(
+                    self._config.sample < 100,
+                    f"only {self._config.sample:g} % of requests are looked at",
+                ),
+                *_if(
+                    dropped > 0,
+                    f"{dropped} rows were dropped by full taps, {observed} were counted",
+                ),
+                *_if(
+                    waiting > 0 and now - (judged or self._begun_at) > _STALE_S,
+                    f"{waiting} rows have not been judged for more than {_STALE_S:.0f} s: no worker"
+                    " judges, or its conclusions cannot be written",
+                ),
+                *_if(
+                    self.meters.errors.value > 0,
+                    f"{self.meters.errors.value} times this worker failed to count, judge or keep",
+                ),
+            ],
+        }
 
     @property
     def can_adopt(self) -> bool:
@@ -462,7 +515,8 @@ class Watch:
             "reference": None,
             "problems": self.problems or self._unwatched,
             "rows_observed": self.n_observed,
-            "rows_dropped": self.meters.dropped.value,
+            "rows_dropped": self.n_dropped,
+            "coverage": self.coverage(time.time()),
             "window_rows": self._config.window_rows,
         }
         if monitor is not None:
@@ -550,7 +604,10 @@ class Watch:
             if at not in tensors:
                 tensors[at] = _rows_of(observations, *at)
             matrix = tensors[at]
-            if matrix.shape[1] == n and column.position < matrix.shape[0]:
+            if column.made:
+                if matrix.shape[1] == n:
+                    block[column.channel] = answer(column, matrix.T)
+            elif matrix.shape[1] == n and column.position < matrix.shape[0]:
                 block[column.channel] = matrix[column.position]
         return block
 
@@ -568,8 +625,9 @@ class Watch:
             for channel in adoption.blocks[0]
             if all(channel in part for part in adoption.blocks)
         }
+        whole = {channel: values[: adoption.rows_wanted] for channel, values in columns.items()}
         profile = Profile.fit(
-            {channel: values[: adoption.rows_wanted] for channel, values in columns.items()},
+            with_answers(whole, self._signature),
             lineage={
                 "model": self.model,
                 "version": self.version,
@@ -588,10 +646,15 @@ class Watch:
             rows=profile.n_rows,
             is_kept=is_kept,
         )
-        return {channel: values[len(values) - surplus :] for channel, values in block.items()}
+        rest = {channel: values[len(values) - surplus :] for channel, values in block.items()}
+        return with_answers(rest, self._signature, list(profile.channels))
 
     def _keep(self, profile: Profile) -> bool:
         return self._references is not None and _keep(profile, self._references)
+
+
+def _if(is_so: bool, sentence: str) -> list[str]:
+    return [sentence] if is_so else []
 
 
 def _rows_of(observations: list[Observation], is_output: bool, k: int) -> Array:

@@ -121,6 +121,11 @@ class Monitor:
         return self._n_rows + self._n_pending
 
     @property
+    def at(self) -> float | None:
+        """Time of the newest rows, as far as it was told."""
+        return self._at
+
+    @property
     def counts(self) -> MonitorCounts:
         """Every row since the start, per column and bin."""
         cells = self.windows.window("total").counts + self._pending.sum(axis=0)

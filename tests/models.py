@@ -324,6 +324,18 @@ def one_long_kernel() -> bytes:
     )
 
 
+def classifier(shape: Shape = ("n", 3)) -> bytes:
+    """Takes scores; gives the probabilities of classes, and the number of the likeliest."""
+    return _model(
+        [
+            helper.make_node("Softmax", ["x"], ["probabilities"], axis=1),
+            helper.make_node("ArgMax", ["x"], ["label"], axis=1, keepdims=0),
+        ],
+        [_info("x", "FP32", shape)],
+        [_info("probabilities", "FP32", shape), _info("label", "INT64", ("n",))],
+    )
+
+
 def classifier_with_zipmap() -> bytes:
     """What a scikit-learn classifier exports by default: its answer is no tensor."""
     node = helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0, 1])

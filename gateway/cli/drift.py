@@ -88,7 +88,7 @@ def print_report(report: dict[str, Any]) -> None:
         )
     for alarm in found["alarms"] if found else []:
         _print_alarm(alarm)
-    for problem in report["problems"]:
+    for problem in (*report["problems"], *report["coverage"]["gaps"]):
         console.print(f"note: {problem}", markup=False)
 
 

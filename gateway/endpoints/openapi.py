@@ -418,7 +418,13 @@ _ABOUT_MODEL = _object({
     "versions": _list_of(_ABOUT_VERSION),
 })  # fmt: skip
 _DRIFT_LINE = _object(
-    {"model": _NAME, "version": _COUNT, "rows_observed": _COUNT, "rows_dropped": _COUNT}
+    {
+        "model": _NAME,
+        "version": _COUNT,
+        "rows_observed": _COUNT,
+        "rows_dropped": _COUNT,
+        "gaps": _list_of(_TEXT),
+    }
 )
 _DRIFT = _object(
     {
@@ -428,6 +434,7 @@ _DRIFT = _object(
         "problems": _list_of(_TEXT),
         "rows_observed": _COUNT,
         "rows_dropped": _COUNT,
+        "coverage": _object({"gaps": _list_of(_TEXT)}),
         "window_rows": _COUNT,
         "report": {"type": ["object", "null"]},
     },

@@ -1,5 +1,7 @@
 """The observer's watches, without their thread."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from gateway.config import MonitorConfig
 from gateway.counters import HostCounts, Region, directory, file_of
 from gateway.tap import Observation
+from gateway.telemetry import TAP_DROPPED, series_name
 from gateway.watch import Shared, Watch, WatchMeters
 from monitors import Profile
 from registry.signature import Signature, TensorSpec
@@ -89,6 +92,65 @@ def test_batches_without_rows_are_nothing_to_watch() -> None:
     assert seen.monitor is not None
     assert seen.monitor.profile.n_rows == 100
     assert seen.meters.observed.value == 0
+
+
+def test_classes_are_watched_also_when_a_reference_is_adopted() -> None:
+    """They are judged like any column; a profile without them is read, and asks for nothing."""
+    signature = Signature(
+        (TensorSpec("x", "FP32", (-1, 3)),),
+        (TensorSpec("p", "FP32", (-1, 3)), TensorSpec("y", "FP32", (-1, 3))),
+    )
+    exps = np.exp(np.random.default_rng(3).normal(size=(900, 3))).astype(np.float32)
+    p = exps / exps.sum(axis=1, keepdims=True)
+    requests = [
+        Observation("m", 1, [part], [part, part * 3], 30, 0)
+        for part in (p[start : start + 30] for start in range(0, 900, 30))
+    ]
+    meters = WatchMeters(*(Region().counter() for _ in range(5)))
+    seen = Watch("m", 1, signature, config=CONFIG, meters=meters, references=None)
+    seen.adopt(600)
+    for start in range(0, 30, 7):
+        seen.count(requests[start : start + 7])
+
+    found = seen.report("total")["report"]["channels"]
+    made = {channel["name"]: channel for channel in found if "." in channel["name"]}
+    assert sorted(made) == ["output:p.class", "output:p.confidence"]
+    of_class = made["output:p.class"]
+    assert of_class["n_rows"] == 300
+    share = dict(zip(of_class["bins"], of_class["current"], strict=True))
+    assert share["1"] == pytest.approx((p[600:].argmax(axis=1) == 1).mean())
+
+    assert seen.monitor is not None
+    plain = [name for name in seen.monitor.profile.channels if "." not in name]
+    seen.judge_by(seen.monitor.profile.select(plain), "reference.json")
+    assert seen.problems == []
+
+
+def test_what_is_not_judged_is_said_for_the_whole_host(tmp_path: Path) -> None:
+    """Rows that any worker's tap dropped, rows that nobody judges, no reference, a sample."""
+    name = series_name(TAP_DROPPED, ("m", "1"))
+    workers = [Worker(tmp_path, slot, profile(), is_holder=False) for slot in "01"]
+    for slot, worker, n in zip("01", workers, (3, 4), strict=True):
+        worker.watch.meters.dropped = Region(file_of(tmp_path, slot, "loop")).counter(name)
+        worker.watch.meters.dropped.add(n)
+        worker.count(drawn(50, 3))
+
+    for worker in workers:
+        found = worker.watch.report("last")
+        assert found["rows_dropped"] == 7
+        assert found["coverage"]["share"] == pytest.approx(100 / 107)
+        assert found["coverage"]["rows_waiting"] == 100
+        assert found["coverage"]["gaps"] == ["7 rows were dropped by full taps, 100 were counted"]
+        later = worker.watch.coverage(time.time() + 60)["gaps"]
+        assert [gap for gap in later if "100 rows have not been judged" in gap]
+    workers[1].shared.is_holder = True
+    assert workers[1].watch.report("last")["coverage"]["rows_waiting"] == 0
+    assert len(workers[1].watch.coverage(time.time() + 60)["gaps"]) == 1
+
+    alone = watch()
+    assert "no reference" in alone.report("last")["coverage"]["gaps"][0]
+    alone._config = replace(CONFIG, sample=20)
+    assert "only 20 % of requests" in str(alone.coverage(0.0)["gaps"])
 
 
 def drawn(n: int, seed: int, shift: float = 0.0) -> np.ndarray:

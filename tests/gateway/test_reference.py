@@ -86,6 +86,31 @@ def test_columns_go_to_a_matrix_in_their_order(tmp_path: Path) -> None:
     assert all(name.endswith(("[0]", "[1]")) for name in profile.channels)
 
 
+def test_classes_and_confidence_of_a_classifier_are_channels(tmp_path: Path) -> None:
+    """Of probabilities both, of the label beside them the class; of other matrices nothing."""
+    draw = np.random.default_rng(3)
+    columns = {f"c{k}": draw.normal(size=400).astype(np.float32) for k in range(3)}
+    file = models.put(tmp_path, "m", 1, models.classifier()) / "model.onnx"
+
+    profile = reference.fit_to_model(columns, file, {})
+
+    made = {
+        "output:probabilities.class": "categorical",
+        "output:probabilities.confidence": "numeric",
+        "output:label.class": "categorical",
+    }
+    assert {n: c.kind for n, c in profile.channels.items() if n in made} == made
+    likeliest = np.stack(list(columns.values()), axis=1).argmax(axis=1)
+    channel = profile.channels["output:probabilities.class"]
+    assert dict(zip(channel.bins, channel.counts.tolist(), strict=True)) == {
+        **{str(k): (likeliest == k).sum() for k in range(3)}, "other": 0, "unseen": 0,
+        "missing": 0, "invalid": 0,
+    }  # fmt: skip
+
+    other = models.put(tmp_path, "n", 1, models.identity("FP32", ("n", 3))) / "model.onnx"
+    assert not [name for name in reference.fit_to_model(columns, other, {}).channels if "." in name]
+
+
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
