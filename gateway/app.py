@@ -18,7 +18,7 @@ from gateway import __version__
 from gateway.access import Access
 from gateway.alarms import AlarmLog
 from gateway.config import ServerConfig
-from gateway.controller import Controller, deaths_of, readiness
+from gateway.controller import Controller, deaths_of, drifts_of, readiness
 from gateway.endpoints import (
     about,
     admin,
@@ -322,10 +322,6 @@ def _rollouts(
             host,
             workers=readiness(config.state_path),
             deaths=deaths_of(run_dir),
-            drifts=lambda model: [
-                f"{episode.monitor} of version {episode.version}"
-                for episode in log.episodes()
-                if episode.model == model and episode.state == "open"
-            ],
+            drifts=drifts_of(log),
         ),
     )

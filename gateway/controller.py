@@ -11,24 +11,23 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
-import numpy as np
 
 from gateway import exposures
-from gateway.exposures import KINDS, N_BINS, Slot
+from gateway.alarms import AlarmLog
+from gateway.decision import Around, Move, Readiness, edges_of, judge, next_move
+from gateway.exposures import Slot
+from gateway.folding import Folded
 from gateway.telemetry import event
-from monitors.guards import slow, verdict
+from monitors.guards import slow
 from monitors.guards.bets import CANDIDATE, CONTROL
-from monitors.guards.evidence import Evidence, Weight, count
-from monitors.guards.units import Units
-from monitors.guards.verdict import Exposure as Seen
-from monitors.guards.verdict import Guard, Peaks, Verdict
-from registry import buckets, changes, rollouts, store, workers
+from monitors.guards.evidence import Evidence
+from monitors.guards.verdict import Verdict
+from registry import changes, rollouts, store, workers
 from registry.changes import Known
 from registry.errors import ConflictError, RegistryError, RolloutError, WriteError
 from registry.revisions import ModelState, Revision, Revisions
@@ -36,106 +35,15 @@ from registry.rollouts import Roll, Rollout
 
 HARD_SIGNALS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)
 """Deaths that a model causes: with the candidate's run under way they need no statistics."""
-_UNITS_MAX = 32_768
 _TRIES = 10
 _DEATH_WAIT_S = 3.0
-
-
-class Readiness(NamedTuple):
-    """Whether the live workers could follow a revision."""
-
-    behind: tuple[str, ...] = ()
-    """Workers that have not observed it yet."""
-    refused: str = ""
-    """Why one of them refused it."""
-
 
 Workers = Callable[[Revision, str, int], Readiness]
 """Given a revision, a model and a version: whether all live workers serve it, warm."""
 Deaths = Callable[[int], int | None]
 """The signal that ended a process; 0 for none, None while nobody knows."""
-
-
-@dataclass(slots=True)
-class Folded:
-    """What has been added up of one rollout: units once each, however many workers met them."""
-
-    units: dict[str, Units] = field(
-        default_factory=lambda: {
-            name: Units(_UNITS_MAX) for name in ("seen", "met", "values", *KINDS)
-        }
-    )
-    counted: Evidence = field(default_factory=Evidence)
-    """Tallies of units. What was counted stays, also when a unit is no longer remembered."""
-    peaks: Peaks = field(default_factory=Peaks)
-    hard: list[str] = field(default_factory=list)
-    """What happened that needs no statistics."""
-
-    def fold(self, found: exposures.Found, edges: Mapping[str, tuple[float, ...]]) -> None:
-        """Count the units of one worker's file that nobody has counted yet."""
-        weights = [_weight(text) for text in found.weights]
-        for name, units in found.units.items():
-            mine = self.units[name]
-            for unit, code in units:
-                if not mine.add(unit, code[:2]):
-                    continue
-                if name == "met":
-                    continue
-                weight, at = weights[code[0]], code[1]
-                if name == "seen":
-                    count(self.counted.units, weight, at)
-                elif name == "values":
-                    for channel, bin_ in zip(found.channels, code[2:], strict=False):
-                        table = self.counted.bins.setdefault(channel, {})
-                        bins = len(edges.get(channel, ())) + 1
-                        if bin_ < bins:
-                            count(table, weight, at, bin_=bin_, bins=bins)
-                else:
-                    count(self.counted.events.setdefault(name, {}), weight, at)
-
-    def died(self, rollout: Rollout, in_hand: tuple[int, int]) -> None:
-        """A worker died: one bad event for each variant that it had a request of in hand."""
-        candidate = round(rollout.weight * buckets.N / 100)
-        weight = (candidate, buckets.N - candidate)
-        for at, n in enumerate(in_hand):
-            if n > 0:
-                count(self.counted.events.setdefault("error", {}), weight, at)
-                every = self.counted.all_events.setdefault("error", np.zeros(2, np.int64))
-                every[at] += 1
-
-    def units_met(self, evidence: Evidence) -> int:
-        """Units that the candidate met: sticky ones by their hashes, others one by one."""
-        met = self.units["met"]
-        single = evidence.total(evidence.units)[CANDIDATE]
-        return round(len(met) * (2**64 / met.threshold)) + int(single)
-
-    def to_json(self, beat: int) -> bytes:
-        """As a file."""
-        return msgspec.json.encode(
-            {
-                "beat": beat,
-                "units": {name: units.to_dict() for name, units in self.units.items()},
-                "counted": self.counted.to_dict(),
-                "peaks": self.peaks.highest,
-                "hard": self.hard,
-            }
-        )
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "Folded":
-        """What a file holds; ValueError, KeyError or TypeError when it is something else."""
-        plain = msgspec.json.decode(data)
-        return cls(
-            {name: Units.from_dict(units) for name, units in plain["units"].items()},
-            Evidence.from_dict(plain["counted"]),
-            Peaks({str(k): float(v) for k, v in plain["peaks"].items()}),
-            [str(sentence) for sentence in plain["hard"]],
-        )
-
-
-_FOR_PEOPLE = ("manual", "breach", "invalid")
-"""Holds that only somebody ends. What a guard once found stays found, also when the worker that
-remembered its highest evidence is no more."""
+Drifts = Callable[[str, Sequence[int]], Sequence[str]]
+"""Given a model and versions: drift alarms of these that are open, as sentences."""
 
 
 class Controller:
@@ -150,7 +58,7 @@ class Controller:
         *,
         workers: Workers,
         deaths: Deaths = lambda _: 0,
-        drifts: Callable[[str], Sequence[str]] = lambda _: (),
+        drifts: Drifts = lambda _, __: (),
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -159,7 +67,7 @@ class Controller:
         Parameters
         ----------
         known : what there is to point at
-        drifts : alarms that are open for a model, as sentences
+        drifts : alarms that are open for some versions of a model, as sentences
         now : seconds of UTC, for the durations of steps, which outlive processes
         """
         self._state_dir = state_dir
@@ -228,124 +136,17 @@ class Controller:
         if not rollout.slow_s or not rollout.edges:
             self._freeze(model, rollout, evidence, found)
         met = folded.units_met(evidence)
-        said = self._judge(rollout, evidence, folded, met)
-        self._write(rollout, said, evidence, folded, met)
-        self._act(model, rollout, said, head, met, evidence)
-
-    def _judge(self, rollout: Rollout, evidence: Evidence, folded: Folded, met: int) -> Verdict:
-        plan = rollout.plan
-        elapsed_s = self._now() - rollout.since
-        units = met - rollout.units_before
-        units_min, for_s = 1, 0.0
-        if rollout.at == "step":
-            step = plan.steps[rollout.step]
-            units_min, for_s = step.units_min, step.for_s
-        elif rollout.at == "shadowing" and plan.shadow_first is not None:
-            units = evidence.pairs.get("n", 0)
-            units_min, for_s = plan.shadow_first.pairs_min, plan.shadow_first.for_s
-        elif rollout.at == "baking":
-            for_s = plan.bake_s
-        guards = guards_of(rollout)
-        hard = [*folded.hard, *_not_finite(rollout, evidence)]
-        return verdict.judge(
-            evidence,
-            guards,
-            alpha=plan.alpha,
-            exposure=Seen(
-                is_long_enough=elapsed_s >= for_s,
-                units=units,
-                units_min=units_min,
-                no_worse_than=plan.no_worse_than,
-            ),
-            hard=hard,
-            peaks=folded.peaks,
+        now = self._now()
+        units = folded.units_since(rollout, met)
+        said = judge(rollout, evidence, units=units, now=now, peaks=folded.peaks, hard=folded.hard)
+        self._write(rollout, said, evidence, folded, units)
+        around = Around(
+            now=now,
+            alarms=lambda: self._drifts(model, (rollout.candidate, rollout.control)),
+            ready=lambda: self._workers(head, model, rollout.candidate),
         )
-
-    def _act(
-        self,
-        model: str,
-        rollout: Rollout,
-        said: Verdict,
-        head: Revision,
-        met: int,
-        evidence: Evidence,
-    ) -> None:
-        now = self._now()
-        if said.kind == "breach" and said.action == "abort":
-            self._move(model, rollout, lambda s: rollouts.abort(s, said.reason, now=now), said)
-            return
-        if rollout.phase == "preparing":
-            self._prepare(model, rollout, head, said)
-            return
-        if rollout.cause in _FOR_PEOPLE:
-            return
-        cause, why = self._hindrance(model, rollout, said, evidence)
-        if cause is not None:
-            if rollout.phase != "holding" or rollout.cause != cause:
-                self._move(model, rollout, lambda s: rollouts.hold(s, cause, why, now=now), said)
-            return
-        if said.kind == "inconclusive":
-            self._wait(model, rollout, said, met)
-            return
-        if rollout.phase == "holding":
-            self._move(model, rollout, rollouts.resume, said)
-            return
-        self._go_on(model, rollout, said, met)
-
-    def _go_on(self, model: str, rollout: Rollout, said: Verdict, met: int) -> None:
-        now = self._now()
-        is_last = rollout.at == "step" and rollout.step + 1 >= len(rollout.plan.steps)
-        if is_last and not rollout.plan.auto_promote:
-            why = "the last step is ok; promote it (driftgate canary promote)"
-            self._move(model, rollout, lambda s: rollouts.hold(s, "manual", why, now=now), said)
-            return
-        self._move(model, rollout, lambda s: rollouts.advance(s, now=now, units=met), said)
-
-    def _hindrance(
-        self, model: str, rollout: Rollout, said: Verdict, evidence: Evidence
-    ) -> tuple[rollouts.Cause | None, str]:
-        """Why nothing may rise now, if there is something."""
-        if said.kind in ("invalid", "breach"):
-            return ("invalid" if said.kind == "invalid" else "breach"), said.reason
-        if rollout.plan.guards.drift.action != "ignore":
-            alarms = self._drifts(model)
-            if alarms:
-                return "drift", f"drift alarms are open: {'; '.join(alarms)}"
-        del evidence
-        at = time.gmtime(self._now())
-        if (
-            not rollouts.is_open(rollout.plan.window, at.tm_wday, at.tm_hour + at.tm_min / 60)
-            and said.kind == "ok"
-        ):
-            return "window", "outside the window in which weights may rise"
-        return None, ""
-
-    def _wait(self, model: str, rollout: Rollout, said: Verdict, met: int) -> None:
-        """Too little seen: go on waiting, and after the deadline do as the plan says."""
-        if rollout.phase == "holding" and rollout.cause != "inconclusive":
-            self._move(model, rollout, rollouts.resume, said)
-            return
-        now = self._now()
-        if now - rollout.since < rollout.plan.deadline_s or rollout.at == "baking":
-            return
-        why = f"not ok after {rollout.plan.deadline_s:g} s: {said.reason}"
-        policy = rollout.plan.on_inconclusive
-        if policy == "abort":
-            self._move(model, rollout, lambda s: rollouts.abort(s, why, now=now), said)
-        elif policy == "advance":
-            self._go_on(model, rollout, said, met)
-        elif rollout.phase != "holding":
-            self._move(
-                model, rollout, lambda s: rollouts.hold(s, "inconclusive", why, now=now), said
-            )
-
-    def _prepare(self, model: str, rollout: Rollout, head: Revision, said: Verdict) -> None:
-        ready = self._workers(head, model, rollout.candidate)
-        now = self._now()
-        if ready.refused:
-            self._move(model, rollout, lambda s: rollouts.fail(s, ready.refused, now=now), said)
-        elif not ready.behind:
-            self._move(model, rollout, lambda s: rollouts.commit(s, now=now), said)
+        if (move := next_move(rollout, said, met=met, around=around)) is not None:
+            self._move(model, rollout, move, said)
 
     def _freeze(
         self,
@@ -371,7 +172,7 @@ class Controller:
         self,
         model: str,
         rollout: Rollout,
-        move: Callable[[ModelState], ModelState],
+        move: Move,
         said: Verdict | None,
     ) -> None:
         """Write the next revision; somebody else's change is looked at first, then made again."""
@@ -447,7 +248,7 @@ class Controller:
         return self._directory(rollout) / f"controller-{self._host}.json"
 
     def _write(
-        self, rollout: Rollout, said: Verdict, evidence: Evidence, folded: Folded, met: int
+        self, rollout: Rollout, said: Verdict, evidence: Evidence, folded: Folded, units: int
     ) -> None:
         """Evidence so far, for whoever looks, and for the next controller."""
         totals = evidence.total(evidence.requests)
@@ -458,7 +259,7 @@ class Controller:
             "phase": rollout.phase,
             "step": rollout.step,
             "elapsed_s": round(max(self._now() - rollout.since, 0.0), 1),
-            "units": met - rollout.units_before,
+            "units": units,
             "requests": {
                 "candidate": int(totals[CANDIDATE]),
                 "control": int(totals[CONTROL]),
@@ -556,23 +357,46 @@ def report(state_dir: Path, rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def readiness(state_dir: Path) -> Workers:
+def readiness(state_dir: Path, clock: Callable[[], float] = time.monotonic) -> Workers:
     """Workers as their heartbeats tell: alive, following, with the candidate open."""
     watch = workers.Watch(state_dir)
+    since: dict[tuple[str, int], float] = {}
 
     def ready(head: Revision, model: str, version: int) -> Readiness:
         alive = watch.look()
-        for beat in alive.values():
-            if beat.rejected is not None and beat.rejected.revision >= head.number:
-                return Readiness(refused=f"{beat.name}: {beat.rejected.reason}")
+        refused = next(
+            (
+                f"{beat.name}: {beat.rejected.reason}"
+                for beat in alive.values()
+                if beat.rejected is not None and beat.rejected.revision >= head.number
+            ),
+            "",
+        )
         behind = tuple(
             name
             for name, beat in alive.items()
             if beat.observed < head.number or f"{model}@{version}" not in beat.loaded
         )
-        return Readiness(behind if alive else ("no worker is there",))
+        if alive and not behind and not refused:
+            since.pop((model, version), None)
+            return Readiness()
+        began = since.setdefault((model, version), clock())
+        return Readiness(behind if alive else ("no worker is there",), refused, clock() - began)
 
     return ready
+
+
+def drifts_of(log: AlarmLog) -> Drifts:
+    """Alarms of the log that nobody has acknowledged and nothing has ended."""
+
+    def open_of(model: str, versions: Sequence[int]) -> list[str]:
+        return [
+            f"{episode.id} ({episode.monitor} of version {episode.version})"
+            for episode in log.episodes()
+            if episode.model == model and episode.version in versions and episode.state == "open"
+        ]
+
+    return open_of
 
 
 def deaths_of(run_dir: Path | None) -> Deaths:
@@ -589,77 +413,11 @@ def deaths_of(run_dir: Path | None) -> Deaths:
     return signal_of
 
 
-def guards_of(rollout: Rollout) -> tuple[Guard, ...]:
-    """The guards of a rollout, as its plan states them."""
-    guards, plan = rollout.plan.guards, rollout.plan
-    found = [
-        Guard(name=name, kind="harm", event=kind, ratio_max=guard.ratio_max, action=guard.action)
-        for name, kind, guard in (
-            ("error_rate", "error", guards.error_rate),
-            ("slow_requests", "slow", guards.slow_requests),
-            ("not_finite", "not_finite", guards.not_finite),
-        )
-        if guard.action != "ignore"
-    ]
-    for name, kind, watch in (
-        ("output_shift", "shift", guards.output_shift),
-        ("input_balance", "inputs", guards.input_balance),
-    ):
-        if watch.action != "ignore":
-            action: Any = "invalid" if kind == "inputs" and watch.action == "hold" else watch.action
-            found.append(Guard(name=name, kind=kind, action=action))  # type: ignore[arg-type]  # a literal
-    if guards.srm.action != "ignore":
-        found.append(Guard(name="srm", kind="balance", action="invalid", alpha=guards.srm.alpha))
-    if guards.ceiling.error_share is not None:
-        share = guards.ceiling.error_share / 100
-        found.append(
-            Guard(name="ceiling_error_share", kind="ceiling", event="error", share_max=share)
-        )
-    if guards.ceiling.p99_s is not None:
-        found.append(Guard(name="ceiling_p99", kind="ceiling", event="late", share_max=0.01))
-    if plan.shadow_first is not None:
-        share = plan.shadow_first.disagreement_max / 100
-        found.append(
-            Guard(name="disagreement", kind="disagreement", action="hold", share_max=share)
-        )
-    return tuple(found)
-
-
-def edges_of(samples: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, tuple[float, ...]]:
-    """Deciles of the champion's own values, by channel; none before there are enough of them."""
-    together: dict[str, list[float]] = {}
-    for each in samples:
-        for channel, values in each.items():
-            together.setdefault(channel, []).extend(values)
-    if not together or max(map(len, together.values())) < slow.ROWS_MIN:
-        return {}
-    levels = np.arange(1, N_BINS) / N_BINS
-    return {
-        channel: tuple(np.unique(np.quantile(values, levels)).tolist())
-        for channel, values in sorted(together.items())
-    }
-
-
-def _not_finite(rollout: Rollout, evidence: Evidence) -> list[str]:
-    """Hard only while the champion has none."""
-    bad = evidence.all_events.get("not_finite")
-    if bad is None or bad[CONTROL] or not bad[CANDIDATE]:
-        return []
-    if rollout.plan.guards.not_finite.action != "abort":
-        return []
-    return [f"version {rollout.candidate} gave outputs that are not finite: {bad[CANDIDATE]}"]
-
-
 def _rollout(state: ModelState) -> Rollout | None:
     try:
         return rollouts.rollout_of(state)
     except RolloutError:
         return None
-
-
-def _weight(text: str) -> Weight:
-    candidate, control = text.split("/")
-    return int(candidate), int(control)
 
 
 def _quantile(evidence: Evidence, at: int) -> float | None:

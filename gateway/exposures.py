@@ -180,8 +180,8 @@ class Exposure:
             count(self.evidence.units, met.weight, met.at)
         elif is_drawn and met.unit is not None:
             self.units["seen"].add(met.unit, self._code(met))
-        if not is_error:
-            self._values(met, is_drawn, inputs, outputs, names)
+        # Inputs of failed requests too: left out, the other bins would look out of balance.
+        self._values(met, is_drawn, inputs, outputs, names)
 
     def dropped(self, met: Met) -> None:
         """The request ended by its client's doing, or before it ran: it says nothing."""
@@ -397,10 +397,11 @@ class Watched:
             self._met, seconds, is_error=False, inputs=inputs, outputs=outputs, names=names
         )
 
-    def failed(self, seconds: float, status: int) -> None:
+    def failed(self, seconds: float, status: int, inputs: Sequence[Array] = ()) -> None:
         """It failed; what is its client's doing, or was refused for want of room, says nothing."""
         if status >= _OURS:
-            self._exposure.end(self._met, seconds, is_error=True)
+            names = ([spec.name for spec in self._served.signature.inputs], ())
+            self._exposure.end(self._met, seconds, is_error=True, inputs=inputs, names=names)
         else:
             self._exposure.dropped(self._met)
 

@@ -179,6 +179,7 @@ async def _answered(  # noqa: C901, PLR0917  one prediction from start to end, o
     meters = variant.meters if decision is None else plane.meters(variant, decision.choice)
     # None for all models but those with a rollout under way.
     watched = decision and plane.exposures and plane.exposures.begin(served, decision)
+    inputs: list[Array] = []
     try:
         if call is None:
             call = await _decoded(plane, codec, body)
@@ -211,7 +212,7 @@ async def _answered(  # noqa: C901, PLR0917  one prediction from start to end, o
     except GatewayError as error:
         meters.fail(error.code, time.perf_counter() - start)
         if watched:
-            watched.failed(time.perf_counter() - start, error.status)
+            watched.failed(time.perf_counter() - start, error.status, inputs)
         raise
     meters.ok.add()
     meters.seconds.observe(time.perf_counter() - start)

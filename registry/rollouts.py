@@ -24,6 +24,8 @@ from registry.routes import CHAMPION, Part, Percent, Route, Shadow, Share
 CANDIDATE = "challenger"
 """The alias that a candidate gets."""
 PREVIOUS = "previous"
+UNITS_UNKNOWN = -1
+"""In place of the units met so far, from those who move a rollout by hand."""
 
 Phase = Literal["preparing", "shadowing", "step", "holding", "baking", "done", "aborted", "failed"]
 ENDED: tuple[Phase, ...] = ("done", "aborted", "failed")
@@ -95,6 +97,13 @@ class Watch(Part, frozen=True):
     """What a breach does."""
 
 
+class Drift(Part, frozen=True):
+    """The guard on drift alarms: they say that the population is unusual, not whose fault it is."""
+
+    action: Literal["hold", "ignore"] = "hold"
+    """What an open alarm does."""
+
+
 class SampleRatio(Part, frozen=True):
     """The guard on where units went. A breach makes the rollout invalid: it holds."""
 
@@ -128,7 +137,7 @@ class Guards(Part, frozen=True):
     """What is asked: must not differ, or the rollout is invalid."""
     srm: SampleRatio = SampleRatio()
     """Where units went."""
-    drift: Watch = Watch()
+    drift: Drift = Drift()
     """Drift alarms of either version, against its reference."""
     ceiling: Ceiling = Ceiling()
     """Objectives."""
@@ -162,7 +171,7 @@ class Plan(Part, frozen=True):
     alpha: float = 0.01
     """Probability that a candidate without fault is found at fault, over all guards."""
     no_worse_than: float | None = None
-    """Ratio of rates that each harm guard must show not to be reached; none: units are enough."""
+    """Ratio of rates that errors and slowness must show not to reach; none: units are enough."""
     on_inconclusive: Literal["hold", "abort", "advance"] = "hold"
     """What happens when a step has lasted `deadline_s` and is not ok."""
     deadline_s: float = 259200.0
@@ -180,7 +189,7 @@ class Plan(Part, frozen=True):
 
 
 PARTS: tuple[type[Part], ...] = (
-    Plan, Step, ShadowFirst, Guards, Harm, Slow, Watch, SampleRatio, Ceiling, Window,
+    Plan, Step, ShadowFirst, Guards, Harm, Slow, Watch, Drift, SampleRatio, Ceiling, Window,
 )  # fmt: skip
 """Every mapping there is: docs/reference/rollout-format.md lists their fields, a test compares."""
 
@@ -203,7 +212,8 @@ class Rollout(Part, frozen=True):
     since: float = 0.0
     """When the phase (or the step) began, in seconds of UTC."""
     units_before: int = 0
-    """Units that the candidate had met when the step began."""
+    """Units that the candidate had met when the step began; -1: the controller counts them from
+    its first look, because whoever moved it did not know."""
     cause: str | None = None
     """Why it holds: one of `Cause`; or who has ended it from outside."""
     held: Phase | None = None
@@ -348,9 +358,9 @@ def asked(action: str, *, now: float, reason: str = "") -> Callable[[ModelState]
     moves: dict[str, Callable[[ModelState], ModelState]] = {
         "pause": lambda state: hold(state, "manual", reason or "paused", now=now),
         "resume": resume,
-        "advance": lambda state: advance(state, now=now),
+        "advance": lambda state: advance(state, now=now, units=UNITS_UNKNOWN),
         "abort": lambda state: abort(state, reason or "aborted by hand", now=now),
-        "promote": lambda state: promote(state, now=now),
+        "promote": lambda state: promote(state, now=now, units=UNITS_UNKNOWN),
     }
     if action not in moves:
         raise RolloutError(f"no action {action[:40]!r}; there are: {', '.join(moves)}")

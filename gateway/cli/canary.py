@@ -36,7 +36,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Say what each step can and cannot detect at this traffic."""
-    from gateway.controller import guards_of
+    from gateway.decision import guards_of
     from monitors.guards import power, verdict
     from registry.rollouts import Rollout
 

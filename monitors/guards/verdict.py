@@ -16,12 +16,15 @@ import numpy as np
 from monitors.guards import balance, harm, outcome, paired, shift
 from monitors.guards.bets import CANDIDATE, CONTROL
 from monitors.guards.evidence import Evidence, Table, both
+from monitors.guards.power import ENOUGH_EVIDENCE
 
 Action: TypeAlias = Literal["abort", "hold", "invalid"]
 Kind: TypeAlias = Literal["ok", "breach", "invalid", "inconclusive"]
 GuardKind: TypeAlias = Literal[
     "harm", "shift", "balance", "inputs", "ceiling", "disagreement", "outcome"
 ]
+
+_SHOWN = math.log(ENOUGH_EVIDENCE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,8 @@ class Guard:
     """Share of the candidate's cases that is allowed, for ceilings and disagreement."""
     alpha: float | None = None
     """Its own level; None: an equal part of the rollout's."""
+    must_show: bool = True
+    """Of a harm guard: whether `no_worse_than` is to be shown of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,20 +244,24 @@ def _missing(evidence: Evidence, guards: Sequence[Guard], exposure: Exposure) ->
         return f"the candidate has met {exposure.units} of {exposure.units_min} units"
     if not exposure.is_long_enough:
         return "the step has not lasted long enough"
-    if exposure.no_worse_than is not None:
-        for guard in guards:
-            weights, bad = both(evidence.events.get(guard.event, {}))
-            if guard.kind != "harm":
-                continue
-            log = (
-                float(harm.log_evidence_no_worse(bad, weights, ratio_margin=exposure.no_worse_than))
-                if weights.size
-                else 0.0
+    for guard in guards:
+        if exposure.no_worse_than is None or guard.kind != "harm" or not guard.must_show:
+            continue
+        weights, bad = both(evidence.events.get(guard.event, {}))
+        shown = 0.0
+        if weights.size:
+            margin = exposure.no_worse_than
+            shown = float(harm.log_evidence_no_worse(bad, weights, ratio_margin=margin))
+        if shown < _SHOWN:
+            missing = (
+                f"evidence {_factor(shown):,.3g}, needs {ENOUGH_EVIDENCE:g}"
+                if bad.any()
+                else "no bad event of either variant"
             )
-            if log < math.log(20):
-                return (
-                    f"{guard.name}: not yet shown that the ratio is below {exposure.no_worse_than}"
-                )
+            return (
+                f"{guard.name}: not yet shown that the ratio is below"
+                f" {exposure.no_worse_than:g} ({missing})"
+            )
     return ""
 
 

@@ -13,7 +13,8 @@ from random import Random
 import numpy as np
 import pytest
 
-from gateway.controller import Controller, Readiness
+from gateway.controller import Controller
+from gateway.decision import Readiness
 from gateway.exposures import Exposures, Slot, slot_path, unit_hash
 from registry import changes, rollouts
 from registry.revisions import Revisions
@@ -67,7 +68,7 @@ class Rig:
             "host",
             workers=lambda revision, model, version: self.ready,
             deaths=lambda pid: self.deaths.get(pid, 0),
-            drifts=lambda model: self.alarms,
+            drifts=lambda model, versions: self.alarms,
             now=lambda: self.now,
             monotonic=lambda: self.now,
         )
@@ -105,7 +106,7 @@ class Rig:
                 seconds,
                 is_error=is_error,
                 inputs=[x],
-                outputs=[np.array([[score + self.random.gauss(0, 1)]])],
+                outputs=[] if is_error else [np.array([[score + self.random.gauss(0, 1)]])],
                 names=(["x"], ["score"]),
             )
         for worker in self.workers:
@@ -131,7 +132,7 @@ def rig(tmp_path):
     made = []
 
     def make(plan, **kwargs):
-        made.append(Rig(tmp_path, plan, **kwargs))
+        made.append(Rig(tmp_path / str(len(made)), plan, **kwargs))
         return made[-1]
 
     yield make
@@ -337,3 +338,195 @@ def test_a_pause_by_hand_stays_until_it_is_taken_back(rig) -> None:
 
     ended = it.until("aborted", requests=100, behave=lambda rng, c: (0.01, c, 0.5))
     assert "error_rate" in ended.reason
+
+
+def test_what_a_guard_found_stays_found_when_the_worker_that_remembers_dies(rig) -> None:
+    """Evidence falls back and its peak is lost with the memory: only people end such a hold."""
+    it = rig({"steps": [{"weight": 50, "for_s": 12, "units_min": 10}]})
+    held = it.until("holding", requests=150, behave=lambda rng, c: (0.01, False, 2.0 * c))
+    assert held.cause == "breach"
+
+    it.controller.close()
+    (it.state_dir / "rollouts" / held.id / "controller-host.json").unlink()
+    for path in (it.state_dir / "rollouts" / held.id / "evidence").iterdir():
+        path.unlink()
+    it.workers = [it.worker(k) for k in range(2)]
+    it.controller = it.new_controller()
+    for _ in range(15):
+        it.second(requests=100)
+
+    guards = {g["guard"]: g for g in it.status()["guards"]}
+    assert not guards["output_shift"]["breach"]
+    assert it.status()["verdict"] == "ok", it.status()["reason"]
+    assert (it.rollout.phase, it.rollout.cause) == ("holding", "breach")
+
+
+def at_hour(hour, day=0):
+    """Seconds of UTC; day 0 is Monday, 5 January 1970."""
+    return (4 + day) * 86_400 + hour * 3600.0
+
+
+@pytest.mark.parametrize("policy", ["hold", "advance"])
+def test_no_weight_rises_outside_the_window_not_even_the_first(rig, policy) -> None:
+    """Preparing, stepping, and advancing at the deadline: all wait for the hour."""
+    it = rig({
+        "steps": [{"weight": 10, "for_s": 1, "units_min": 10**6 if policy == "advance" else 10}],
+        "window": {"days": ["mon"], "from_h": 9, "to_h": 10},
+        "on_inconclusive": policy,
+        "deadline_s": 3,
+    })  # fmt: skip
+    it.now = at_hour(9, day=1)
+    for _ in range(3):
+        it.second(requests=20)
+    assert (it.rollout.at, it.rollout.cause, it.rollout.weight) == ("preparing", "window", 0)
+
+    it.now = at_hour(9.5)
+    it.until("step")
+    it.now = at_hour(10)
+    for _ in range(8):
+        it.second(requests=100)
+    assert (it.rollout.at, it.rollout.cause, it.rollout.weight) == ("step", "window", 10)
+
+    it.now = at_hour(9, day=7)
+    assert it.until("baking", requests=20, seconds=10)
+
+
+@pytest.mark.parametrize(
+    ("policy", "phase"), [("hold", "holding"), ("abort", "aborted"), ("advance", "baking")]
+)
+def test_a_step_that_is_not_ok_at_its_deadline_does_as_the_plan_says(rig, policy, phase) -> None:
+    """Too few units for ever."""
+    it = rig({
+        "steps": [{"weight": 10, "for_s": 1, "units_min": 10**6}],
+        "on_inconclusive": policy,
+        "deadline_s": 8,
+    })  # fmt: skip
+    began = it.now
+
+    it.until(phase, requests=20)
+
+    assert it.now - began >= 8
+    if policy != "advance":
+        assert "not ok after 8 s: the candidate has met" in it.rollout.reason
+
+
+def test_no_worse_than_waits_until_it_is_shown(rig) -> None:
+    """Units alone are not enough; without any bad event there is no ratio, and it says so."""
+    it = rig({
+        "steps": [{"weight": 50, "for_s": 1, "units_min": 10}],
+        "no_worse_than": 2,
+        "guards": {"slow_requests": {"action": "ignore"}},
+    })  # fmt: skip
+    it.until("step")
+    for _ in range(5):
+        it.second(requests=100)
+    assert it.rollout.phase == "step"
+    assert "no bad event of either variant" in it.status()["reason"]
+
+    it.second(requests=50, behave=lambda rng, c: (0.01, rng.random() < 0.1, 0.5))
+    assert "not yet shown that the ratio is below 2" in it.status()["reason"]
+    it.until("baking", requests=200, behave=lambda rng, c: (0.01, rng.random() < 0.1, 0.5))
+
+
+def test_ceilings_end_a_candidate_that_is_no_worse_than_its_champion(rig) -> None:
+    """Both err one time in five, or are slow: comparison finds nothing, the objective is missed."""
+    for ceiling, behave in (
+        ({"error_share": 5}, lambda rng, c: (0.01, rng.random() < 0.2, 0.5)),
+        ({"p99_s": 0.5}, lambda rng, c: (1.0 if rng.random() < 0.2 else 0.01, False, 0.5)),
+    ):
+        it = rig({
+            "steps": [{"weight": 50, "for_s": 500, "units_min": 50}],
+            "guards": {"ceiling": ceiling},
+        })  # fmt: skip
+        ended = it.until("aborted", requests=100, behave=behave)
+        assert ended.reason.startswith("ceiling_")
+        it.controller.close()
+
+
+@pytest.mark.parametrize(
+    ("guard", "behave"),
+    [
+        ("error_rate", lambda rng, c: (0.01, c and rng.random() < 0.4, 0.5)),
+        ("slow_requests", lambda rng, c: (rng.lognormvariate(-5, 0.3) * (5 if c else 1), False, 0)),
+        ("not_finite", lambda rng, c: (0.01, False, np.nan if c and rng.random() < 0.4 else 0)),
+        ("output_shift", lambda rng, c: (0.01, False, 3.0 * c)),
+    ],
+)
+def test_a_guard_does_as_its_action_says(rig, guard, behave) -> None:
+    """Abort, hold, or nothing at all."""
+    plan = {"steps": [{"weight": 50, "for_s": 1, "units_min": 300}], "bake_s": 0}
+    others = {
+        name: {"action": "ignore"}
+        for name in ("error_rate", "slow_requests", "not_finite", "output_shift")
+        if name != guard
+    }
+    for action, phase in (("abort", "aborted"), ("hold", "holding"), ("ignore", "done")):
+        it = rig(plan | {"guards": others | {guard: {"action": action}}})
+        it.ready = Readiness(behind=("host-1",))
+        for _ in range(3):
+            it.second(requests=100, behave=behave)  # thresholds are the champion's
+        it.ready = Readiness()
+        ended = it.until(phase, requests=120, behave=behave)
+        assert action == "ignore" or guard.replace("_", " ") in ended.reason.replace("_", " ")
+        it.controller.close()
+
+
+def test_workers_that_stay_behind_hold_a_rollout_before_it_rises(rig) -> None:
+    """One that is replaced is waited for; one that cannot open the candidate is named."""
+    it = rig(STEPS)
+    it.until("step", requests=50)
+    it.ready = Readiness(behind=("host-1",), for_s=5)
+    for _ in range(10):
+        it.second(requests=100)
+    assert (it.rollout.phase, it.rollout.step) == ("step", 0)
+
+    it.ready = Readiness(behind=("host-1",), for_s=40)
+    assert it.until("holding").cause == "workers"
+    assert "host-1" in it.rollout.reason
+
+    it.ready = Readiness()
+    assert it.until("step", requests=50)
+
+
+def test_units_of_a_step_taken_by_hand_count_from_there(rig) -> None:
+    """Whoever advances by hand does not know how many there were."""
+    it = rig({"steps": [
+        {"weight": 10, "for_s": 1, "units_min": 10**6},
+        {"weight": 50, "for_s": 1, "units_min": 400},
+    ]})  # fmt: skip
+    it.until("step", requests=50)
+    for _ in range(12):
+        it.second(requests=400)
+    it.move(rollouts.asked("advance", now=it.now))
+    it.second()
+    assert it.status()["units"] == 0
+
+    it.second(requests=600)
+    it.second()
+    assert 250 < it.status()["units"] < 350  # each unit once: 600 requests at 50 %
+    assert it.rollout.phase == "step"
+    assert it.until("baking", requests=200, seconds=5)
+
+
+def test_baking_without_a_hold_back_takes_its_time_and_ends(rig) -> None:
+    """Nobody is drawn any more, so nobody is counted."""
+    it = rig(STEPS | {"hold_back": 0, "bake_s": 5})
+    it.until("baking", requests=150)
+    assert it.state.buckets == ""
+    began = it.now
+
+    it.until("done")
+
+    assert it.now - began >= 5
+
+
+def test_a_rollout_that_promotes_nobody_by_itself_waits_for_somebody(rig) -> None:
+    """`auto_promote: false`: the last step holds, and says what to do."""
+    it = rig(STEPS | {"auto_promote": False, "bake_s": 0})
+
+    held = it.until("holding", requests=150)
+
+    assert (held.cause, held.step) == ("manual", 1)
+    assert "driftgate canary promote" in held.reason
+    it.move(rollouts.asked("promote", now=it.now))
+    assert (it.rollout.phase, it.state.aliases["champion"]) == ("done", 9)
