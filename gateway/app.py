@@ -17,6 +17,9 @@ from starlette.types import Receive, Scope, Send
 from gateway import __version__
 from gateway.access import Access
 from gateway.alarms import AlarmLog
+from gateway.capture.log import CaptureLog, CaptureMeters
+from gateway.capture.record import HEAD_LINE
+from gateway.capture.shelf import Shelf
 from gateway.config import ServerConfig
 from gateway.controller import Controller, deaths_of, drifts_of, readiness
 from gateway.endpoints import (
@@ -44,10 +47,15 @@ from gateway.labels.rows import Bounds
 from gateway.observer import Observer
 from gateway.place import Place
 from gateway.prediction import DataPlane
+from gateway.recorder import Recorders
 from gateway.sync import Sync
 from gateway.tap import Tap
 from gateway.telemetry import (
     BUILD,
+    CAPTURE_BYTES,
+    CAPTURE_DROPPED,
+    CAPTURE_REMOVED,
+    CAPTURED,
     DEGRADED,
     PREDICTIONS_FORGOTTEN,
     PREDICTIONS_KEPT,
@@ -119,6 +127,8 @@ class App:
             self.carrier = carrier.Carrier(self.plane, self.access, grpc_host)
         self.predictions = _prediction_log(config, self.telemetry)
         self.plane.predictions = self.predictions
+        self.captures = _captures(config, self.telemetry, place)
+        self.plane.recorders = Recorders(self.captures)
         self.exposures, self.controller = _rollouts(config, self.plane, place, self.alarms)
         self.plane.exposures = self.exposures
         self._predict = Predict(self.plane, self.access)
@@ -166,6 +176,7 @@ class App:
             self.webhooks.start()
         if self.predictions is not None:
             self.predictions.start()
+        self.captures.start_if_any()
         self.observer.start()
         loading = asyncio.create_task(self._load())
         refreshing = asyncio.create_task(self._refresh())
@@ -190,6 +201,7 @@ class App:
             await self.observer.stop()
             if self.predictions is not None:
                 await asyncio.to_thread(self.predictions.stop)
+            await asyncio.to_thread(self.captures.stop)
             if self.webhooks is not None:
                 await asyncio.to_thread(self.webhooks.stop)
 
@@ -238,12 +250,13 @@ class App:
         telemetry.source(SESSION_BYTES, self.sync.sessions.session_samples)
         telemetry.source(REVISION, self.sync.revision_samples)
         telemetry.source(ROLLOUT_WEIGHT, self.exposures.weight_samples)
+        telemetry.source(CAPTURE_BYTES, lambda: [((), float(self.captures.n_bytes))])
         telemetry.source(DEGRADED, self._degraded)
         if (webhooks := self.webhooks) is not None:
             telemetry.source(WEBHOOKS_WAITING, lambda: [((), float(webhooks.waiting))])
 
     def _degraded(self) -> list[Sample]:
-        parts = {"alarms": self.alarms, "labels": self.predictions}
+        parts = {"alarms": self.alarms, "labels": self.predictions, "captures": self.captures}
         return [
             *(
                 ((what,), float(part.problem is not None))
@@ -301,6 +314,31 @@ def _prediction_log(config: ServerConfig, telemetry: Telemetry) -> PredictionLog
         ),
         elements_max=kept.elements_max,
         with_inputs=kept.inputs,
+    )
+
+
+def _captures(config: ServerConfig, telemetry: Telemetry, place: Place | None) -> CaptureLog:
+    """Where captured requests go, if a route asks for any."""
+    run_dir = (place.run_dir if place else None) or config.run_path
+    worker = "0" if place is None else f"{place.server.removeprefix('.')}-{place.name}".strip("-")
+    shelf = Shelf(
+        run_dir / "captures",
+        worker,
+        bytes_max=config.capture.bytes_max,
+        segment_bytes_max=config.capture.segment_bytes_max,
+        days=config.capture.days,
+        on_removed=telemetry.counter(CAPTURE_REMOVED).add,
+    )
+    return CaptureLog(
+        shelf,
+        lambda model: CaptureMeters(
+            written=telemetry.counter(CAPTURED, model),
+            full=telemetry.counter(CAPTURE_DROPPED, model, "queue_full"),
+            large=telemetry.counter(CAPTURE_DROPPED, model, "too_large"),
+            unwritten=telemetry.counter(CAPTURE_DROPPED, model, "not_written"),
+        ),
+        queue_bytes_max=config.capture.queue_bytes_max,
+        record_bytes_max=config.capture.segment_bytes_max - len(HEAD_LINE),
     )
 
 

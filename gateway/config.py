@@ -184,6 +184,28 @@ class LabelsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureConfig:
+    """How much the captures that routes ask for may take, of the disk and of memory."""
+
+    bytes_max: int = 1024 * 1024 * 1024
+    """Bytes of all captures of this host; beyond it the oldest go first."""
+    segment_bytes_max: int = 16 * 1024 * 1024
+    """Bytes of one file of a capture, and of one captured request."""
+    days: float = 7.0
+    """A file to which nothing has been added for so many days is removed."""
+    queue_bytes_max: int = 32 * 1024 * 1024
+    """Bytes of tensors that may wait to be written, by worker; more are dropped and counted."""
+
+    def __post_init__(self) -> None:
+        _refuse(
+            _at_least("capture.segment_bytes_max", self.segment_bytes_max, 64 * 1024),
+            _at_least("capture.bytes_max", self.bytes_max, 2 * self.segment_bytes_max),
+            _within("capture.days", self.days, 0.001, 3650),
+            _at_least("capture.queue_bytes_max", self.queue_bytes_max, 64 * 1024),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AlarmsConfig:
     """Who is told of alarms, and how often."""
 
@@ -326,6 +348,7 @@ class ServerConfig:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
     alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     stop: StopConfig = field(default_factory=StopConfig)

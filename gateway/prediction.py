@@ -1,6 +1,7 @@
 """The hot path: one prediction, bytes in, bytes out, the same for every carrier."""
 
 import asyncio
+import contextlib
 import math
 import random
 import time
@@ -20,6 +21,7 @@ from gateway.exposures import Exposures
 from gateway.labels import Asked, Observed, PredictionLog
 from gateway.limits import Gate, refuse_rows
 from gateway.protocol.call import Answer, Call, Codec, choose, classified, n_rows, refuse_texts
+from gateway.recorder import Recorders, Taking
 from gateway.router import Choice, Decision, Headers, Look, Meters, Model, Routing, Table, Variant
 from gateway.tap import Tap
 from gateway.telemetry import REJECTED, Telemetry
@@ -86,6 +88,8 @@ class DataPlane:
         """What variants of rollouts met, where it is counted."""
         self.predictions: PredictionLog | None = None
         """Where predictions wait for labels, if they do."""
+        self.recorders: Recorders | None = None
+        """Where requests are captured, of models whose route asks for it."""
         self._large = asyncio.Semaphore(1)
         self._gates: dict[str, Gate] = {}
         self._meters: dict[tuple[str, int], dict[tuple[str, str], Meters]] = {}
@@ -161,7 +165,7 @@ async def infer(plane: DataPlane, codec: Codec, head: Head, body: bytes, start: 
     return await _routed(plane, codec, head, body, call, variant, decision, start, routing)
 
 
-async def _answered(  # noqa: C901, PLR0917  one prediction from start to end, on one screen
+async def _answered(  # noqa: C901, PLR0912, PLR0917  one prediction from start to end, on one screen
     plane: DataPlane,
     codec: Codec,
     head: Head,
@@ -172,6 +176,7 @@ async def _answered(  # noqa: C901, PLR0917  one prediction from start to end, o
     start: float,
     timeout_s: float | None = None,
     rows_max: int | None = None,
+    taking: Taking | None = None,
 ) -> Answer:
     """What the variant that was picked says; all counts are that variant's."""
     served = variant.served
@@ -190,6 +195,8 @@ async def _answered(  # noqa: C901, PLR0917  one prediction from start to end, o
         rows = n_rows(inputs, signature, model) if signature.has_row_axis else _size(inputs)
         if rows_max is not None:
             refuse_rows(model, rows, rows_max)
+        if taking is not None:
+            taking.bound(served, inputs, rows, call)
         timeout_s = timeout_s or plane.timeout_s
         for asked_s in (call.timeout_s, head.timeout_s):
             if asked_s is not None and asked_s < timeout_s:
@@ -201,6 +208,8 @@ async def _answered(  # noqa: C901, PLR0917  one prediction from start to end, o
             variant.observe(inputs, outputs, rows)  # Where every request counts, runs are tapped.
         if plane.predictions is not None and head.request_id:
             _keep(plane.predictions, head, variant, decision, inputs, outputs, rows)
+        if taking is not None:
+            taking.outputs = outputs
         call.decision = head.decision
         given = classified(call, signature, outputs) if call.outputs else outputs
         answer = codec.encode(call, served, given)
@@ -245,20 +254,53 @@ async def _routed(  # noqa: PLR0917  what `infer` knows by now
     except GatewayError as error:
         plane.rejected(error)
         raise
+    code, taking = ClientGoneError.code, None
     try:
-        return await _answered(
-            plane, codec, head, body, call, variant, decision, start, first_s, limits.rows_max
-        )
+        taking = _taken(plane, head, call, variant, decision, start, routing)
+        answer = await _answered(
+            plane, codec, head, body, call, variant, decision, start, first_s, limits.rows_max,
+            taking,
+        )  # fmt: skip
+        code = "ok"
     except GatewayError as error:
+        code = error.code
         left_s = total_s - (time.perf_counter() - start)
         found = routing.hop(error, variant.version, plane.table.model(model).variants)
         if found is None or head.version is not None or left_s < _LEFT_S_MIN:
             raise
         other, hop = found
         head.decision = hop.header
-        return await _answered(plane, codec, head, body, None, other, hop, start, left_s)
+        answer = await _answered(
+            plane, codec, head, body, None, other, hop, start, left_s, taking=taking
+        )
+        code = "ok"
     finally:
         gate.leave()
+        if taking is not None:
+            taking.ended(code)
+    return answer
+
+
+def _taken(
+    plane: DataPlane,
+    head: Head,
+    call: Call | None,
+    variant: Variant,
+    decision: Decision | None,
+    start: float,
+    routing: Routing,
+) -> Taking | None:
+    """The request as it will be captured, if its route asks for that and it is in the sample."""
+    model = variant.model
+    if plane.recorders is None or (recorder := plane.recorders.of(model, routing)) is None:
+        return None
+    assert decision is not None  # noqa: S101  there is one under every route
+    look = None
+    if routing.reads_body:
+        with contextlib.suppress(GatewayError):  # A version called by number may take others.
+            look = _look(plane.table.model(model), call)
+    name = head.request_id.decode("latin-1")
+    return recorder.begin(name, head.headers, decision, variant.version, look, start)
 
 
 def pick(model: Model, head: Head, call: Call | None) -> tuple[Variant | int, Decision | None]:

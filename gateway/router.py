@@ -230,7 +230,7 @@ class Routing:
 
     __slots__ = (
         "_any", "_choices", "_drawn", "_late", "_owners", "_rules", "_salt", "_units",
-        "allows_override", "reads_body", "revision", "route", "state",
+        "allows_override", "odds", "reads_body", "revision", "route", "state",
     )  # fmt: skip
 
     def __init__(self, name: str, state: ModelState, revision: int, telemetry: Telemetry) -> None:
@@ -259,9 +259,12 @@ class Routing:
         self._drawn: Iterator[bytes] = iter(())
         self._any = Decision(self.choice(routes.CHAMPION, "DEFAULT"))
         self._choices: dict[str, list[Choice]] = {}
+        self.odds: dict[str, float] = {routes.CHAMPION: 1.0}
+        """Probability of each variant, for whatever no rule takes."""
         if route.split and state.buckets:
             table = Buckets.parse(state.buckets)
             shares = table.weights()
+            self.odds = {name: n / buckets.N for name, n in shares.items()}
             self._owners = table.owners
             self._choices = {
                 unit: [
@@ -278,7 +281,6 @@ class Routing:
             "shadow": route.shadow,
             "breaker": route.breaker,
             "batch": route.batch,
-            "capture": route.capture,
             "limits.queue_rows_max": limits.queue_rows_max,
             "limits.rate_per_s_max": limits.rate_per_s_max,
         }
@@ -295,14 +297,34 @@ class Routing:
 
     def pick(self, headers: Headers, look: Look | None) -> Decision:
         """By rule, else by unit and bucket."""
-        for matches, decision in self._rules:
-            if matches(headers, look):
-                return decision
+        if (decision := self.ruled(headers, look)) is not None:
+            return decision
         if not self._owners:
             return self._any
         kind, unit = self._unit(headers, look)
         bucket = int.from_bytes(blake2b(unit, digest_size=8, key=self._salt).digest()) % buckets.N
         return Decision(self._choices[kind][self._owners[bucket]], bucket, kind, unit)
+
+    def ruled(self, headers: Headers, look: Look | None) -> Decision | None:
+        """What the first rule that matches says; None: none does."""
+        for matches, decision in self._rules:
+            if matches(headers, look):
+                return decision
+        return None
+
+    def drawn(self, kind: str, bucket: int) -> Decision:
+        """What the split says of a unit of this kind, by its bucket; nothing is counted."""
+        if not self._owners:
+            return self._any
+        return Decision(self._choices[kind][self._owners[bucket]], bucket, kind)
+
+    def units_of(self, headers: Headers, look: Look | None) -> dict[str, bytes]:
+        """By kind, every unit of the route that a request has; nothing is counted."""
+        found: dict[str, bytes] = {}
+        for kind, is_header, raw, name in self._units:
+            if unit := _header(headers, raw) if is_header else _text(look, name):
+                found[kind] = unit
+        return found
 
     def _unit(self, headers: Headers, look: Look | None) -> tuple[str, bytes]:
         """What this request is assigned by: the first of the route's units that it has."""

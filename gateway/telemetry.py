@@ -200,6 +200,31 @@ PREDICTIONS_FORGOTTEN = _declare(
         "Rows let go after labels.days, or beyond labels.bytes_max.",
     )
 )
+CAPTURED = _declare(
+    Family("driftgate_captured_total", "counter", "Requests written to a capture.", ("model",))
+)
+CAPTURE_DROPPED = _declare(
+    Family(
+        "driftgate_capture_dropped_total",
+        "counter",
+        "Requests that should have been captured and were not: queue_full, too_large, not_written.",
+        ("model", "reason"),
+    )
+)
+CAPTURE_REMOVED = _declare(
+    Family(
+        "driftgate_capture_removed_bytes_total",
+        "counter",
+        "Bytes of captures let go after capture.days, or beyond capture.bytes_max.",
+    )
+)
+CAPTURE_BYTES = _declare(
+    Family(
+        "driftgate_capture_bytes",
+        "gauge",
+        "Bytes of all captures of this host.",
+    )
+)
 WEBHOOKS = _declare(
     Family(
         "driftgate_webhooks_total",
@@ -215,9 +240,9 @@ DEGRADED = _declare(
     Family(
         "driftgate_degraded",
         "gauge",
-        "1 while a part does not work although predictions do: labels, alarms, heartbeat (cannot be"
-        " written), counters (some are in the memory of one worker), run_dir (cannot be had),"
-        " registry, state (cannot be read), changed (files of an open version).",
+        "1 while a part does not work although predictions do: labels, alarms, captures, heartbeat"
+        " (cannot be written), counters (some are in the memory of one worker), run_dir (cannot be"
+        " had), registry, state (cannot be read), changed (files of an open version).",
         ("what",),
     )
 )

@@ -191,7 +191,7 @@ class Batch(_Part, frozen=True):
 
 
 class Capture(_Part, frozen=True):
-    """Requests and answers that are kept for replay."""
+    """Requests and answers that are kept on disk, to be looked at, replayed and simulated."""
 
     sample: Percent
     """Percent of units that are captured."""
@@ -199,6 +199,14 @@ class Capture(_Part, frozen=True):
     """Keep the input tensors. Without them nothing can be replayed."""
     outputs: bool = True
     """Keep the output tensors."""
+    units: bool = False
+    """Keep the units themselves, which may be personal data, beside their hashes."""
+    also: tuple[str, ...] = ()
+    """`header:NAME` and `field:NAME` to keep beyond what rules look at: what a route to come may
+    look at."""
+    redact: tuple[str, ...] = ()
+    """`header:NAME` and `field:NAME` (a request parameter, or an input) to keep nothing of, not
+    even a hash."""
 
 
 class Route(_Part, frozen=True):
@@ -342,6 +350,16 @@ def table(route: Route, before: str, seed: bytes) -> buckets.Buckets:
     """
     first = buckets.Buckets.parse(before) if before else buckets.Buckets.all_to(base(route))
     return first.moved_to(weights(route), seed, base(route))
+
+
+def sources(route: Route) -> set[str]:
+    """What the rules of a route look at, beside the number of rows: `header:NAME`, `field:NAME`."""
+    return {
+        f"{kind}:{name}"
+        for rule in route.rules
+        for kind, tests in (("header", rule.when.header), ("field", rule.when.field))
+        for name in tests
+    }
 
 
 def targets(route: Route) -> Iterator[tuple[str, Target]]:
@@ -511,8 +529,17 @@ def _check_units(units: tuple[str, ...]) -> Iterator[str]:
             yield f".unit[{k}]: say field:{name.strip('/') or 'NAME'}, which every protocol has"
         elif kind not in ("header", "field"):
             yield f".unit[{k}]: {unit[:80]!r} must be header:NAME, field:NAME or request"
-        elif not name or (kind == "header" and not _is_header(name)):
-            yield f".unit[{k}]: {unit[:80]!r} names no {kind} (headers in lower case)"
+        else:
+            yield from _check_source(f".unit[{k}]", unit)
+
+
+def _check_source(where: str, source: str) -> Iterator[str]:
+    """`header:NAME` or `field:NAME`."""
+    kind, _, name = source.partition(":")
+    if kind not in ("header", "field"):
+        yield f"{where}: {source[:80]!r} must be header:NAME or field:NAME"
+    elif not name or (kind == "header" and not _is_header(name)):
+        yield f"{where}: {source[:80]!r} names no {kind} (headers in lower case)"
 
 
 def _check_sum(split: tuple[Share, ...]) -> Iterator[str]:
@@ -599,6 +626,13 @@ def _check_batch(batch: Batch) -> Iterator[str]:
         yield f".wait_s_max: {batch.wait_s_max:g}: must be at most 10"
 
 
+def _check_capture(capture: Capture) -> Iterator[str]:
+    yield from _percent(capture, "sample")
+    for field in ("also", "redact"):
+        for k, source in enumerate(getattr(capture, field)):
+            yield from _check_source(f".{field}[{k}]", source)
+
+
 _CHECKS: dict[type[_Part], Callable[[Any], Iterator[str]]] = {
     Route: _check_route,
     Rule: _check_rule,
@@ -612,7 +646,7 @@ _CHECKS: dict[type[_Part], Callable[[Any], Iterator[str]]] = {
     Breaker: _check_breaker,
     Limits: _check_limits,
     Batch: _check_batch,
-    Capture: lambda capture: _percent(capture, "sample"),
+    Capture: _check_capture,
 }
 """What types do not say, by kind of part; each problem starts with where in the part it is."""
 

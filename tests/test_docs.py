@@ -30,6 +30,7 @@ import yaml
 
 from gateway import config, errors, telemetry
 from gateway.app import App
+from gateway.capture.record import Record
 from gateway.cli import app as command_line
 from gateway.endpoints.predict import is_prediction
 from gateway.endpoints.stream import is_stream
@@ -503,6 +504,15 @@ def test_revision_page_lists_every_field() -> None:
     assert [row[0] for row in table(page, "field of a model", "holds")] == [
         entry.encode_name for entry in msgspec.structs.fields(revisions.ModelState)
     ]
+
+
+def test_capture_page_lists_every_field_of_a_record() -> None:
+    """Same fields in the same order as the declarations; those without a default are needed."""
+    declared = msgspec.structs.fields(Record)
+
+    listed = table("docs/reference/capture-format.md", "field", "default", "holds")
+    assert [row[0] for row in listed] == [entry.name for entry in declared]
+    assert [row[1] == "needed" for row in listed] == [entry.required for entry in declared]
 
 
 def test_registry_page_lists_the_fields_of_a_manifest() -> None:
