@@ -24,7 +24,7 @@ from gateway.errors import (
     TooLargeError,
 )
 from gateway.tensors import Array, stack
-from gateway.watchdog import Watchdog
+from gateway.watchdog import HELD_S_MAX, Watchdog
 
 Run = Callable[[list[Array]], list[Array]]
 Observe = Callable[[list[Array], list[Array], int], None]
@@ -115,10 +115,13 @@ class Batcher:
     run : all outputs for stacked inputs; called by one thread at a time
     can_batch : whether rows of several requests may share a run
     is_inline : run on the event loop; else on one thread of its own
-    rows_max : rows in one batch; a larger request is split when it can be batched
+    inline_rows_max : batches that may be larger never run on the event loop; None: all may
+    rows_max : rows in one batch; a larger request is split when it can be batched. 1: no batching
     stop : asks the run under way to end, from any thread; None: it cannot be ended
     watchdog : looks after runs on the event loop
     on_stuck : told when a run does not end although it was asked to
+    on_ended : told when a run is asked to end that has gone on for a second and more, and not
+        because its clients have left; on the loop, or on the watchdog's thread
     """
 
     def __init__(
@@ -133,22 +136,23 @@ class Batcher:
         wait_s_max: float,
         queue_rows_max: int,
         inline_s_max: float,
+        inline_rows_max: int | None = None,
         meters: BatchMeters,
         has_free_axes: bool = False,
         observe: Observe | None = None,
         stop: Callable[[], None] | None = None,
         watchdog: Watchdog | None = None,
         on_stuck: Callable[[], None] | None = None,
+        on_ended: Callable[[], None] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._run = run
         self.model = model
         self.version = version
-        self.can_batch = can_batch
+        self._is_independent = can_batch
         self.is_inline = is_inline
-        self._rows_max = rows_max
-        self._wait_s_max = wait_s_max
-        self._queue_rows_max = queue_rows_max
+        self._inline_rows_max = inline_rows_max
+        self.set_limits(rows_max=rows_max, wait_s_max=wait_s_max, queue_rows_max=queue_rows_max)
         self._overrun_s = inline_s_max * _OVERRUN
         self._meters = meters
         self._has_free_axes = has_free_axes
@@ -169,6 +173,7 @@ class Batcher:
         self._stop = stop
         self._watchdog = watchdog
         self._on_stuck = on_stuck
+        self._on_ended = on_ended
         self._is_ending = False
         self._is_stuck = False
         self._asked_at = 0.0
@@ -223,6 +228,16 @@ class Batcher:
         elif self._wait_s_max > 0 and self.rows_queued >= self._rows_max and not self._is_running:
             self._dispatch_now()
         return future
+
+    def set_limits(self, *, rows_max: int, wait_s_max: float, queue_rows_max: int) -> None:
+        """Other limits, in force from the next batch and the next request on."""
+        self.can_batch = self._is_independent and rows_max > 1
+        self._rows_max = rows_max
+        self._wait_s_max = wait_s_max
+        self._queue_rows_max = queue_rows_max
+        # Batches were measured, up to a size: larger ones might hold the loop for too long.
+        if self.can_batch and rows_max > (self._inline_rows_max or rows_max):
+            self.is_inline = False
 
     async def close(self) -> None:
         """Take nothing more, finish what waits, end the thread."""
@@ -458,6 +473,8 @@ class Batcher:
         if self._stop is not None:
             self._is_ending = True
             self._stop()
+            if self._on_ended is not None:
+                self._on_ended()
 
     def _end_run(self) -> None:
         """Ask the run under way to end, again and again: a flag set too early would be missed."""
@@ -467,6 +484,9 @@ class Batcher:
         if not self._is_ending:
             self._is_ending, self._asked_at = True, now
             self._meters.ended.add()
+            is_late = any(not waiting.future.cancelled() for waiting in self._in_flight)
+            if self._on_ended is not None and is_late and now - self.ran_at >= HELD_S_MAX:
+                self._on_ended()
         if now - self._asked_at < _STUCK_S:
             self._stop()
             self._asking = self._loop.call_later(_ASK_S, self._end_run)

@@ -287,9 +287,9 @@ class Controller:
         directory = exposures.slot_path(self._run_dir, self._state_dir, rollout.id, "x").parent
         for path in sorted(directory.glob(f"{rollout.id}.*")) if directory.is_dir() else []:
             read = Slot.read(path)
-            if read is None or _is_alive(read[0]):
+            if read is None or _is_alive(read.pid):
                 continue
-            pid, in_hand, running = read
+            pid, in_hand, running, stopped = read
             number = self._deaths(pid)
             if number is None:
                 first = self._first_missed.setdefault(pid, self._monotonic())
@@ -302,7 +302,12 @@ class Controller:
             is_candidate = running[CANDIDATE] > 0 or (
                 in_hand[CANDIDATE] > 0 and in_hand[CONTROL] == 0 and running[CONTROL] == 0
             )
-            if number in HARD_SIGNALS and is_candidate:
+            if is_candidate and stopped[CANDIDATE] > 0:
+                folded.hard.append(
+                    f"a worker died with a run of version {rollout.candidate} that the watchdog"
+                    " had asked to end"
+                )
+            elif is_candidate and number in HARD_SIGNALS:
                 name = signal.Signals(number).name
                 folded.hard.append(
                     f"a worker died by {name} while it ran version {rollout.candidate}"

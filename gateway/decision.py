@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gateway.exposures import N_BINS
+from gateway.exposures import BREAKER, N_BINS, RUN_ENDED
 from monitors.guards import slow, verdict
 from monitors.guards.bets import CANDIDATE, CONTROL
 from monitors.guards.evidence import Evidence
@@ -95,7 +95,7 @@ def judge(
             units_min=units_min,
             no_worse_than=plan.no_worse_than if rollout.at == "step" else None,
         ),
-        hard=[*hard, *_not_finite(rollout, evidence)],
+        hard=[*hard, *_not_finite(rollout, evidence), *_broken(rollout, evidence)],
         peaks=peaks,
     )
 
@@ -243,3 +243,16 @@ def _not_finite(rollout: Rollout, evidence: Evidence) -> list[str]:
     if rollout.plan.guards.not_finite.action != "abort":
         return []
     return [f"version {rollout.candidate} gave outputs that are not finite: {bad[CANDIDATE]}"]
+
+
+def _broken(rollout: Rollout, evidence: Evidence) -> list[str]:
+    """An open breaker of the candidate; a run of it without end, while the champion has none."""
+    opened, ended = (
+        evidence.all_events.get(kind, np.zeros(2, np.int64)) for kind in (BREAKER, RUN_ENDED)
+    )
+    found = []
+    if opened[CANDIDATE]:
+        found.append(f"the breaker of version {rollout.candidate} has opened")
+    if ended[CANDIDATE] and not ended[CONTROL]:
+        found.append(f"version {rollout.candidate} did not end a run: the watchdog had to")
+    return found

@@ -32,6 +32,8 @@ from registry.routes import UNIT_REQUEST
 FORMAT = 1
 KINDS = ("error", "slow", "not_finite")
 """Kinds of bad events that are compared; each has a first one per unit."""
+BREAKER, RUN_ENDED = "breaker", "run_ended"
+"""What happens to a variant and not to a unit, counted among all events: hard breaches."""
 N_BINS = 10
 _CHANNELS_MAX = 8
 _SAMPLES_MAX = 500
@@ -59,13 +61,24 @@ class Channel(NamedTuple):
     column: int
 
 
+class InHand(NamedTuple):
+    """What a process has in hand, by variant: `CANDIDATE` and `CONTROL`."""
+
+    pid: int
+    requests: tuple[int, int]
+    running: tuple[int, int]
+    ended: tuple[int, int]
+    """How often the watchdog has asked the run under way to end."""
+
+
 class Slot:
     """Requests in hand, in a file that is mapped: it outlives the process, whatever ends it.
 
-    Cells: process id, requests in hand of candidate and control, runs under way of each.
+    Cells: process id, requests in hand of candidate and control, runs under way of each, how often
+    the watchdog has asked each one's run to end.
     """
 
-    _CELLS = 5
+    _CELLS = 7
 
     def __init__(self, path: Path) -> None:
         """Make the file; without one (disk full, read-only) it counts in memory."""
@@ -89,6 +102,11 @@ class Slot:
     def run(self, at: int, change: int) -> None:
         """A run of this variant begins (1) or has ended (-1)."""
         self._cells[3 + at] += change
+        self._cells[5 + at] = 0
+
+    def end(self, at: int) -> None:
+        """A run of this variant was asked to end: should its process go with it, this is why."""
+        self._cells[5 + at] += 1
 
     def close(self) -> None:
         """Nothing is in hand any more: the worker ends of its own will."""
@@ -96,11 +114,12 @@ class Slot:
             self._path.unlink()
 
     @classmethod
-    def read(cls, path: Path) -> tuple[int, tuple[int, int], tuple[int, int]] | None:
-        """(process id, requests in hand, runs under way) of a file; None if it is none."""
+    def read(cls, path: Path) -> "InHand | None":
+        """What a file says; None if it is none."""
         try:
             cells = memoryview(path.read_bytes()).cast("q")
-            return cells[0], (cells[1], cells[2]), (cells[3], cells[4])
+            pairs = ((cells[1], cells[2]), (cells[3], cells[4]), (cells[5], cells[6]))
+            return InHand(cells[0], *pairs)
         except (OSError, TypeError, IndexError):
             return None
 
@@ -118,6 +137,7 @@ class Exposure:
         self.units: dict[str, Units] = {name: Units() for name in ("seen", "met", "values", *KINDS)}
         self.samples: dict[str, list[float]] = {}
         self._channels: dict[str, list[Channel]] = {}
+        self._ended = [0, 0]
         self._is_changed = True
         self._continue()
 
@@ -194,8 +214,31 @@ class Exposure:
         elif version == self.rollout.control:
             self._slot.run(CONTROL, change)
 
+    def ended(self, version: int) -> None:
+        """The watchdog has asked a run of a version to end. Called by any thread."""
+        at = self._at(version)
+        if at is not None:
+            self._slot.end(at)
+            self._ended[at] += 1
+            self._is_changed = True
+
+    def opened(self, version: int) -> None:
+        """The breaker of a version has opened."""
+        at = self._at(version)
+        if at is not None:
+            self._all(BREAKER, at)
+            self._is_changed = True
+
+    def _at(self, version: int) -> int | None:
+        rollout = self.rollout
+        return {rollout.candidate: CANDIDATE, rollout.control: CONTROL}.get(version)
+
     def snapshot(self) -> bytes | None:
         """What the file shall hold; None if nothing has changed."""
+        for at in (CANDIDATE, CONTROL):
+            for _ in range(self._ended[at]):
+                self._all(RUN_ENDED, at)
+                self._ended[at] -= 1
         if not self._is_changed:
             return None
         self._is_changed = False
@@ -452,6 +495,16 @@ class Exposures:
         """A run of a version begins (1) or has ended (-1)."""
         if (exposure := self.by_model.get(model)) is not None:
             exposure.run(version, change)
+
+    def ended(self, model: str, version: int) -> None:
+        """The watchdog has asked a run of a version to end. Called by any thread."""
+        if (exposure := self.by_model.get(model)) is not None:
+            exposure.ended(version)
+
+    def opened(self, model: str, version: int) -> None:
+        """The breaker of a version has opened."""
+        if (exposure := self.by_model.get(model)) is not None:
+            exposure.opened(version)
 
     def snapshots(self) -> list[tuple[Exposure, bytes]]:
         """What is to be written, taken on the loop; write it anywhere."""

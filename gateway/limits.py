@@ -4,8 +4,11 @@ Counted on the loop, per worker. A model that is heavy or popular fills its own 
 its neighbours.
 """
 
+from typing import TypedDict
+
+from gateway.config import ServerConfig
 from gateway.errors import ModelBusyError, TooLargeError
-from registry.routes import Limits
+from registry.routes import Batch, Limits, Route
 
 
 class Gate:
@@ -45,3 +48,24 @@ def refuse_rows(model: str, rows: int, rows_max: int | None) -> None:
             f"model {model!r}: {rows} rows in one request; its route allows {rows_max}"
             " (limits.rows_max)"
         )
+
+
+class BatchLimits(TypedDict):
+    """What a route may say of one model's batches and queues."""
+
+    rows_max: int
+    wait_s_max: float
+    queue_rows_max: int
+
+
+def batch_limits(config: ServerConfig, route: Route | None) -> BatchLimits:
+    """The route over the settings, each part by itself."""
+    batch = (route and route.batch) or Batch()
+    limits = (route and route.limits) or Limits()
+    rows_max, wait_s_max = batch.rows_max, batch.wait_s_max
+    queue_rows_max = limits.queue_rows_max
+    return BatchLimits(
+        rows_max=config.batch.rows_max if rows_max is None else rows_max,
+        wait_s_max=config.batch.wait_s_max if wait_s_max is None else wait_s_max,
+        queue_rows_max=config.limits.queue_rows_max if queue_rows_max is None else queue_rows_max,
+    )

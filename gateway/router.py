@@ -23,7 +23,7 @@ from gateway.tensors import Array
 from registry import buckets, names, routes
 from registry.buckets import Buckets
 from registry.revisions import ModelState
-from registry.routes import HeaderMatch, Range, Rule
+from registry.routes import HeaderMatch, Range, Route, Rule
 from registry.signature import Signature
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -275,16 +275,8 @@ class Routing:
             }
 
     def ignored(self) -> list[str]:
-        """Parts of the route that this release keeps and does not act on."""
-        route, limits = self.route, self.route.limits or routes.Limits()
-        parts = {
-            "shadow": route.shadow,
-            "breaker": route.breaker,
-            "batch": route.batch,
-            "limits.queue_rows_max": limits.queue_rows_max,
-            "limits.rate_per_s_max": limits.rate_per_s_max,
-        }
-        return [name for name, part in parts.items() if part]
+        """Parts of the route that this release does not serve: from an earlier revision."""
+        return [name for name, _ in routes.unserved(self.route)]
 
     def version_of(self, to: str | int) -> int:
         """The version behind a `to`; 0: the champion, whichever answers now."""
@@ -493,6 +485,11 @@ class Model:
         number = self.champion.version if self.champion is not None else self.default or 0
         choice = Choice.of(routes.CHAMPION, number, "DEFAULT", self.revision)
         object.__setattr__(self, "said", choice.before)
+
+    @property
+    def route(self) -> Route | None:
+        """Its route document."""
+        return None if self.routing is None else self.routing.route
 
     def pick(self, version: str | None) -> Variant | int:
         """What answers, or the number of a version that must be opened first.

@@ -60,6 +60,11 @@ class Trial:
     run_s: dict[int, float]
     """Seconds of the fastest run by rows; empty when no trial input was accepted."""
 
+    def rows_within(self, seconds: float) -> int:
+        """Rows that a run of so many seconds can take, as far as its largest trial tells."""
+        rows = max(self.run_s, default=0)
+        return int(rows * seconds / self.run_s[rows]) if rows else 0
+
 
 class Session:
     """One version, opened. `run` may be called from one thread at a time."""
@@ -155,8 +160,6 @@ class Session:
             except (InputRefusedError, ModelFailedError):
                 can_batch, reason = False, "it fails on a fuller batch"
                 run_s = {1: run_s[1]}
-        if can_batch and batch.rows_max == 1:
-            can_batch, reason = False, "batch.rows_max is 1"
         slowest = max(run_s)
         gain = run_s[1] * slowest / run_s[slowest] if can_batch else 1.0
         if can_batch and run_s[1] >= _SLOW_S and gain < _GAIN_MIN:

@@ -19,6 +19,7 @@ from gateway import memory
 from gateway.batcher import Batcher, BatchMeters, Observe, Run
 from gateway.config import ServerConfig
 from gateway.errors import ModelNotFoundError, NoMemoryError, VersionRefusedError
+from gateway.limits import BatchLimits, batch_limits
 from gateway.loader import Loaded, Loader
 from gateway.memory import Key, Ledger
 from gateway.observer import Observer
@@ -295,23 +296,23 @@ class Sessions:
                 gone=telemetry.counter(SHED, *labels, "client_gone"),
                 ended=telemetry.counter(RUNS_ENDED, *labels),
             )
-        observe = self._tapped(name, version, signature)
+        observe, limits = self._tapped(name, version, signature), self._limits(name)
         batcher = Batcher(
             self._noted(name, version, session.run),
             model=name,
             version=version,
             can_batch=trial.can_batch,
             is_inline=trial.is_inline,
-            rows_max=config.batch.rows_max,
-            wait_s_max=config.batch.wait_s_max,
-            queue_rows_max=config.limits.queue_rows_max,
+            **limits,
             inline_s_max=config.runtime.inline_s_max,
+            inline_rows_max=trial.rows_within(config.runtime.inline_s_max),
             has_free_axes=any(-1 in spec.row_shape for spec in signature.inputs),
             observe=observe if self._plane.sample >= 1 else None,
             meters=self._work[name, version],
             stop=session.stop,
             watchdog=self._watchdog,
             on_stuck=partial(self._replace_process, name, version),
+            on_ended=partial(self._ended, name, version),
         )
         self._batchers[name, version] = batcher
         variant = Variant(
@@ -319,12 +320,29 @@ class Sessions:
             queue=batcher,
             observe=observe,
             meters=self._meters[name, version],
-            about=about(trial, config.batch.rows_max),
+            about=about(trial, limits["rows_max"]),
             work=self._work[name, version],
             can_batch=trial.can_batch,
         )
         weakref.finalize(variant, self._release, (name, version), batcher)
         return variant
+
+    def limit(self, name: str) -> None:
+        """Have the open versions of a model batch and queue as its route says; nothing reopens."""
+        limits = self._limits(name)
+        for (model, _), batcher in self._batchers.items():
+            if model == name:
+                batcher.set_limits(**limits)
+
+    def _limits(self, name: str) -> BatchLimits:
+        """Of the route in force, over the settings."""
+        model = self._plane.table.models.get(name)
+        return batch_limits(self._config, None if model is None else model.route)
+
+    def _ended(self, name: str, version: int) -> None:
+        """A run was asked to end. Called by any thread."""
+        if self._plane.exposures is not None:
+            self._plane.exposures.ended(name, version)
 
     def _replace_process(self, name: str, version: int) -> None:
         """A run does not end: only the end of its process ends it."""

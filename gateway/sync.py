@@ -367,6 +367,7 @@ class Sync:
             if ignored := routing.ignored():
                 event("route_part_ignored", logging.WARNING, model=name, parts=ignored)
         self.sessions.put(replace(model, aliases=state.aliases, routing=routing, revision=number))
+        self.sessions.limit(name)
         if model.is_unloaded:
             return
         if not state.follow:

@@ -145,8 +145,8 @@ class Fallback(_Part, frozen=True):
 
     to: tuple[Target, ...]
     """In this order; the first that is another version and can answer is asked."""
-    on: tuple[Literal["error", "timeout", "breaker"], ...] = ("error", "timeout", "breaker")
-    """What makes a request hop."""
+    on: tuple[Literal["error", "timeout", "breaker"], ...] = ("error", "timeout")
+    """What makes a request hop; `breaker`: that of the variant is open."""
     max_hops: int = 1
     """Hops of a request: one is all there is."""
 
@@ -374,6 +374,26 @@ def targets(route: Route) -> Iterator[tuple[str, Target]]:
         yield f"fallback.to[{k}]", to
 
 
+UNSERVED = {
+    "shadow": "copies to shadows are not made yet",
+    "breaker": "there are no breakers yet",
+    "limits.rate_per_s_max": "rates are not limited yet",
+}
+"""Parts that can be read and that this release does not serve, with what it does not do."""
+
+
+def unserved(route: Route) -> list[tuple[str, str]]:
+    """Parts of a route that would have no effect, with what this release does not do."""
+    return [(name, why) for name, why in UNSERVED.items() if _part_of(route, name)]
+
+
+def _part_of(route: Route, name: str) -> object:
+    part: object = route
+    for field in name.split("."):
+        part = getattr(part, field, None)
+    return part
+
+
 def check_targets(
     model: str, route: Route, aliases: Mapping[str, int], versions: Container[int]
 ) -> list[str]:
@@ -509,10 +529,21 @@ def _check_route(route: Route) -> Iterator[str]:
             if name in given[:k]:
                 yield f".{kind}[{k}]: {name!r} is there twice"
     yield from _check_sum(route.split)
-    if route.breaker and not (route.fallback and "breaker" in route.fallback.on):
-        yield ".breaker: needs a fallback with breaker in its 'on': else nobody would answer"
+    on = route.fallback.on if route.fallback else ()
+    if route.breaker and "breaker" not in on:
+        yield (
+            ".breaker: needs a fallback for it, else nobody would answer: write"
+            f" fallback: {{on: [{', '.join((*on, 'breaker'))}], to: [previous]}}"
+        )
+    if "breaker" in on and not route.breaker:
+        yield ".fallback.on: breaker: there is none; write breaker: {} beside it, or leave it out"
     if route.timeout_s is not None:
         yield from _seconds(route, "timeout_s")
+        if route.batch and (route.batch.wait_s_max or 0) >= route.timeout_s:
+            yield (
+                f".batch.wait_s_max: {route.batch.wait_s_max:g}: a request that waits so long"
+                f" has no answer within timeout_s ({route.timeout_s:g})"
+            )
 
 
 def _check_units(units: tuple[str, ...]) -> Iterator[str]:
@@ -618,12 +649,17 @@ def _check_limits(limits: Limits) -> Iterator[str]:
     )
     if limits.burst_max is not None and limits.rate_per_s_max is None:
         yield ".burst_max: needs rate_per_s_max"
+    rows_max, queue_rows_max = limits.rows_max, limits.queue_rows_max
+    if rows_max is not None and queue_rows_max is not None and rows_max > queue_rows_max:
+        yield f".rows_max: {rows_max}: never finds room (queue_rows_max is {queue_rows_max})"
 
 
 def _check_batch(batch: Batch) -> Iterator[str]:
     yield from _at_least(batch, rows_max=1, wait_s_max=0)
     if (batch.wait_s_max or 0) > 10:
         yield f".wait_s_max: {batch.wait_s_max:g}: must be at most 10"
+    if batch.wait_s_max and batch.rows_max == 1:
+        yield ".wait_s_max: with rows_max 1 there is no company to wait for"
 
 
 def _check_capture(capture: Capture) -> Iterator[str]:

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from gateway.access import Access
 from gateway.endpoints.route import Endpoint, JSONAnswer
 from gateway.errors import NotReadyError
+from gateway.limits import batch_limits
 from gateway.prediction import DataPlane
 from gateway.protocol import metadata
 from gateway.router import Model, Variant
@@ -89,13 +90,16 @@ def _about_models(plane: DataPlane, access: Access) -> list[Endpoint]:
 
 def configuration(plane: DataPlane, variant: Variant) -> dict[str, object]:
     """A variant's configuration in Triton's shape."""
-    batch = plane.config.batch
+    route = plane.table.model(variant.model).route
+    limits = batch_limits(plane.config, route)
+    rows_max = route.limits.rows_max if route is not None and route.limits is not None else None
+    can_batch = variant.can_batch and limits["rows_max"] > 1
     return metadata.configuration(
         variant.model,
         variant.signature,
-        rows_max=plane.config.limits.queue_rows_max,
-        batch_rows_max=batch.rows_max if variant.can_batch else None,
-        wait_s_max=batch.wait_s_max,
+        rows_max=min(limits["queue_rows_max"], rows_max or limits["queue_rows_max"]),
+        batch_rows_max=limits["rows_max"] if can_batch else None,
+        wait_s_max=limits["wait_s_max"],
     )
 
 

@@ -9,9 +9,10 @@ from starlette.responses import Response
 from gateway.endpoints.monitor import version_of, window_of
 from gateway.endpoints.route import Endpoint, JSONAnswer, json_object, query
 from gateway.errors import BadRequestError, VersionNotFoundError, shown
+from gateway.limits import batch_limits
 from gateway.observer import Observer
 from gateway.prediction import DataPlane
-from gateway.router import Model
+from gateway.router import Model, Variant
 from registry import names
 
 
@@ -20,11 +21,13 @@ def endpoints(plane: DataPlane, observer: Observer) -> list[Endpoint]:
 
     async def models(request: Request) -> Response:
         query(request)
-        return JSONAnswer({"models": [_about(model) for model in plane.table.models.values()]})
+        return JSONAnswer(
+            {"models": [_about(plane, model) for model in plane.table.models.values()]}
+        )
 
     async def model(request: Request) -> Response:
         query(request)
-        return JSONAnswer(_about(plane.table.model(request.path_params["model"])))
+        return JSONAnswer(_about(plane, plane.table.model(request.path_params["model"])))
 
     async def one_version(request: Request) -> Response:
         query(request)
@@ -34,7 +37,7 @@ def endpoints(plane: DataPlane, observer: Observer) -> list[Endpoint]:
         number = names.version(text)
         if number is None or number not in model.versions:
             raise VersionNotFoundError(name, text, model.versions)
-        (about,) = [each for each in _about(model)["versions"] if each["version"] == number]
+        (about,) = [each for each in _about(plane, model)["versions"] if each["version"] == number]
         files = None if plane.find_files is None else plane.find_files(name, number)
         described = None if files is None else files.manifest
         manifest = None if described is None else orjson.Fragment(described.to_json())
@@ -84,7 +87,8 @@ def _only(given: dict[str, Any], *fields: str) -> None:
             raise BadRequestError(f"no field {shown(field)} here; there are: {there}")
 
 
-def _about(model: Model) -> dict[str, Any]:
+def _about(plane: DataPlane, model: Model) -> dict[str, Any]:
+    rows_max = batch_limits(plane.config, model.route)["rows_max"]
     return {
         "name": model.name,
         "champion": model.champion.version if model.champion else None,
@@ -93,11 +97,19 @@ def _about(model: Model) -> dict[str, Any]:
                 "version": version,
                 "state": _state(model, version),
                 "reason": model.refused.get(version),
-                **(dict(model.variants[version].about) if version in model.variants else {}),
+                **(_open(model.variants[version], rows_max) if version in model.variants else {}),
             }
             for version in model.versions
         ],
     }
+
+
+def _open(variant: Variant, rows_max: int) -> dict[str, Any]:
+    """What the warm-up of an open version found, under the route in force."""
+    about = dict(variant.about)
+    if variant.can_batch:
+        about["batched"] = f"up to {rows_max} rows" if rows_max > 1 else "no: batch.rows_max is 1"
+    return about
 
 
 def _state(model: Model, version: int) -> str:

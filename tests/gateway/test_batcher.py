@@ -160,7 +160,8 @@ def test_every_request_gets_its_own_rows_back(
 
     for inputs, answer in zip(requests, answers, strict=True):
         np.testing.assert_array_equal(answer[0], inputs[0] + 1)
-    assert max(session.batches) <= rows_max
+    # With 1 nothing is batched, so nothing is cut: requests run as they came.
+    assert max(session.batches) <= (rows_max if rows_max > 1 else max(sizes))
     assert sorted(session.seen) == list(range(int(starts[-1])))
 
 
@@ -496,6 +497,92 @@ def test_a_run_that_holds_the_loop_is_ended_and_runs_again_on_a_thread() -> None
     assert runs == [threading.main_thread().name, "session m 1"]
     assert isinstance(answer, DeadlineError)
     assert not is_inline
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "leaves", "told"), [(0.05, False, 0), (0.3, False, 1), (0.3, True, 0)]
+)
+def test_a_long_run_that_had_to_be_ended_is_told_and_no_short_one(
+    monkeypatch: pytest.MonkeyPatch, timeout_s: float, leaves: bool, told: int
+) -> None:
+    """Not when clients gave it little time, and not when they hung up: that says nothing of it."""
+    monkeypatch.setattr("gateway.batcher.HELD_S_MAX", 0.2)
+    ended: list[int] = []
+
+    async def scenario() -> None:
+        model = Endless()
+        queue = batcher(model, is_inline=False, stop=model.stop, on_ended=lambda: ended.append(1))
+        future = queue.submit(rows(-1), 1, timeout_s)
+        if leaves:
+            await until(lambda: bool(model.runs))
+            future.cancel()
+        await asyncio.gather(future, return_exceptions=True)
+        await until(lambda: not queue.is_busy)
+        await queue.close()
+
+    asyncio.run(scenario())
+
+    assert len(ended) == told
+
+
+def test_a_run_that_held_the_loop_is_told_at_once() -> None:
+    """By the watchdog's own thread, before anything else can go wrong."""
+    threads: list[str] = []
+
+    async def scenario() -> None:
+        model, watchdog = Endless(), Watchdog(held_s_max=0.1)
+        queue = batcher(
+            model,
+            stop=model.stop,
+            watchdog=watchdog,
+            on_ended=lambda: threads.append(threading.current_thread().name),
+        )
+        await asyncio.gather(queue.submit(rows(-1), 1, 0.5), return_exceptions=True)
+        await queue.close()
+        watchdog.stop()
+
+    asyncio.run(scenario())
+
+    assert threads == ["watchdog"]
+
+
+def test_other_limits_hold_from_the_next_request_on(gate: threading.Event) -> None:
+    """Rows of a batch and of the queue; batches of one row are none, and nothing is cut."""
+
+    async def scenario() -> list[int]:
+        session = Session(gate=gate)
+        queue = batcher(session, rows_max=2, queue_rows_max=2, is_inline=False)
+        first = queue.submit(rows(0, 0), 2, 10)
+        await until(session.started.is_set)
+        queue.submit(rows(1, 1), 2, 10).add_done_callback(lambda done: done.result())
+        with pytest.raises(QueueFullError):
+            queue.submit(rows(1), 1, 10)
+        queue.set_limits(rows_max=8, wait_s_max=0, queue_rows_max=8)
+        last = queue.submit(rows(*range(5)), 5, 10)
+        gate.set()
+        await asyncio.gather(first, last)
+        queue.set_limits(rows_max=1, wait_s_max=0, queue_rows_max=8)
+        await asyncio.gather(*(queue.submit(rows(*range(n)), n, 10) for n in (3, 1)))
+        await queue.close()
+        return session.batches
+
+    assert asyncio.run(scenario()) == [2, 7, 3, 1]
+
+
+@pytest.mark.parametrize(("rows_max", "is_inline"), [(16, True), (17, False)])
+def test_larger_batches_than_the_loop_can_spare_go_to_a_thread(
+    rows_max: int, is_inline: bool
+) -> None:
+    """As far as the warm-up's measure tells."""
+
+    async def scenario() -> bool:
+        queue = batcher(Session(), inline_rows_max=16)
+        queue.set_limits(rows_max=rows_max, wait_s_max=0, queue_rows_max=100)
+        await queue.submit(rows(1), 1, 10)
+        await queue.close()
+        return queue.is_inline
+
+    assert asyncio.run(scenario()) is is_inline
 
 
 def test_a_run_that_does_not_end_is_told_and_holds_up_nobody(

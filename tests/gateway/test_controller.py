@@ -249,7 +249,7 @@ def dead_pid():
     return process.pid
 
 
-def leave_in_hand(it, pid, candidate, control, running):
+def leave_in_hand(it, pid, candidate, control, running, ended=None):
     """What a worker that died leaves behind."""
     path = slot_path(it.run_dir, it.state_dir, it.rollout.id, "host-9")
     slot = Slot(path)
@@ -259,19 +259,80 @@ def leave_in_hand(it, pid, candidate, control, running):
             slot.take(at)
     if running is not None:
         slot.run(running, 1)
+    if ended is not None:
+        slot.end(ended)
 
 
-def test_a_candidate_that_kills_its_worker_is_aborted_at_once(rig) -> None:
-    """SIGSEGV with the candidate's run under way needs no statistics."""
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL"])
+def test_a_candidate_that_kills_its_worker_is_aborted_at_once(rig, name) -> None:
+    """Such a death with the candidate's run under way needs no statistics."""
     it = rig(STEPS)
     it.until("step", requests=50)
     pid = dead_pid()
-    it.deaths[pid] = signal.SIGSEGV
+    it.deaths[pid] = signal.Signals[name]
     leave_in_hand(it, pid, candidate=1, control=3, running=0)
 
     ended = it.until("aborted", seconds=2)
 
-    assert "SIGSEGV" in ended.reason
+    assert name in ended.reason
+
+
+def test_a_worker_killed_for_a_run_without_end_is_hard_though_any_kill_is_not(rig) -> None:
+    """The supervisor kills what does not go round its loop; the watchdog had said why before."""
+    it = rig(STEPS)
+    it.until("step", requests=50)
+    pid = dead_pid()
+    it.deaths[pid] = signal.SIGKILL
+    leave_in_hand(it, pid, candidate=1, control=3, running=0)
+    it.second()
+    it.second()
+    assert it.rollout.phase == "step"
+
+    leave_in_hand(it, pid, candidate=1, control=3, running=0, ended=0)
+    ended = it.until("aborted", seconds=2)
+
+    assert "watchdog" in ended.reason
+
+
+@pytest.mark.parametrize(("versions", "phase"), [((9,), "aborted"), ((7, 9), "step")])
+def test_a_run_that_had_to_be_ended_aborts_while_the_champion_has_none(
+    rig, versions, phase
+) -> None:
+    """Input that no model comes back from says nothing about one."""
+    it = rig(STEPS)
+    it.until("step", requests=50)
+    for version in versions:
+        it.workers[0].ended("m", version)
+    it.second()
+    it.second()
+
+    assert it.rollout.phase == phase
+    assert ("did not end a run" in it.rollout.reason) == (phase == "aborted")
+
+
+@pytest.mark.parametrize(("version", "phase"), [(9, "aborted"), (7, "step")])
+def test_an_open_breaker_of_the_candidate_aborts_at_once(rig, version, phase) -> None:
+    """That of the champion does not: it is the one to go back to."""
+    it = rig(STEPS)
+    it.until("step", requests=50)
+    it.workers[1].opened("m", version)
+    it.second()
+    it.second()
+
+    assert it.rollout.phase == phase
+    assert ("breaker of version 9" in it.rollout.reason) == (phase == "aborted")
+
+
+def test_outputs_that_are_not_finite_of_both_are_no_hard_breach(rig) -> None:
+    """They are compared as errors are: equal shares are no sign against one."""
+    it = rig({"steps": [{"weight": 50, "for_s": 500, "units_min": 50}]})
+    it.until("step", requests=50)
+    for _ in range(6):
+        it.second(100, lambda rng, _: (0.01, False, np.nan if rng.random() < 0.1 else 0))
+
+    assert it.rollout.phase == "step"
+    found = next(each for each in it.status()["guards"] if each["guard"] == "not_finite")
+    assert min(found["candidate"]["hits"], found["control"]["hits"]) > 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])

@@ -80,14 +80,6 @@ def test_nothing_runs_inline_when_told_so(tmp_path: Path) -> None:
     assert not found.is_inline
 
 
-def test_rows_max_of_one_turns_batching_off(tmp_path: Path) -> None:
-    """And the reason says which setting did."""
-    found = trial(tmp_path, models.identity(), rows_max=1)
-
-    assert not found.can_batch
-    assert "rows_max" in found.reason
-
-
 def test_lookup_with_indices_is_warmed_with_small_ones(tmp_path: Path) -> None:
     """A table of five rows accepts the made-up indices 0 and 1; others are refused, no failure."""
     opened = session(tmp_path, models.lookup())

@@ -229,6 +229,57 @@ def test_one_other_answers_when_the_variant_fails_and_the_blame_stays(tmp_path: 
     assert counts["2", "2", "pinned", "model_failed"] == 1
 
 
+def test_a_route_batches_and_queues_over_the_settings_and_nothing_is_opened_again(
+    tmp_path: Path,
+) -> None:
+    """Rows of a run, as the histogram counts them; what is larger than the queue is refused."""
+    models.put(tmp_path, "m", 1, models.identity("FP32", ("n", 1)))
+    ten = request(tensor("x", "FP32", [10, 1], list(range(10))))
+    with serve(tmp_path, {"sync.poll_s": 0.1}) as server, server.client() as http:
+
+        def runs() -> tuple[float, float]:
+            """Runs so far, and the rows in them."""
+            text = http.get("/metrics").text
+            return tuple(
+                float(
+                    re.findall(rf"^driftgate_batch_rows_{part}{{.*}} (\S+)$", text, re.MULTILINE)[0]
+                )
+                for part in ("count", "sum")
+            )  # type: ignore[return-value]  # there are two
+
+        def asked(status: int) -> tuple[float, float]:
+            before = runs()
+            answer = http.post("/v2/models/m/infer", json=ten)
+            assert answer.status_code == status, answer.text
+            after = runs()
+            return after[0] - before[0], after[1] - before[1]
+
+        def routed(**route: Any) -> None:
+            changed(http.put("/admin/routes/m?wait=applied&timeout=10", json=route))
+
+        assert asked(200) == (1, 10)
+        routed(batch={"rows_max": 4})
+        assert asked(200) == (3, 10)
+        (about,) = http.get("/admin/models/m").json()["versions"]
+        assert about["batched"] == "up to 4 rows"
+        config = http.get("/v2/models/m/config").json()
+        assert config["dynamic_batching"]["preferred_batch_size"] == [4]
+        routed(limits={"queue_rows_max": 9}, batch={"rows_max": 1})
+        assert asked(413) == (0, 0)
+        assert http.get("/v2/models/m/config").json()["max_batch_size"] == 9
+        routed(batch={"rows_max": 1})
+        assert asked(200) == (1, 10)
+        changed(http.delete("/admin/routes/m?wait=applied&timeout=10"))
+        assert asked(200) == (1, 10)
+        (about,) = http.get("/admin/models/m").json()["versions"]
+        assert about["batched"] == "up to 64 rows"
+
+        refused = http.put("/admin/routes/m", json={"shadow": [{"to": 1}]})
+        assert (refused.status_code, refused.json()["code"]) == (400, "change_refused")
+        assert refused.json()["error"].startswith("m.shadow: ")
+    assert len(server.events("version_opened")) == 1
+
+
 def requests_of(http: httpx.Client) -> dict[tuple[str, str, str, str], float]:
     """Requests by version, variant, traffic and code."""
     found = {}
