@@ -13,6 +13,7 @@ import secrets
 import stat
 import time
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -70,6 +71,7 @@ class Caller:
 
 ANYBODY = Caller("anybody")
 LOCAL = Caller("local")
+_admin: ContextVar[Caller] = ContextVar("admin", default=LOCAL)
 Headers = Mapping[bytes, bytes]
 
 
@@ -126,9 +128,18 @@ class Access:
         ----------
         credentials : `Bearer dg_...`, as in the header or the metadata `authorization`
         """
+        if scope == "admin":
+            caller = self._caller(scope, credentials)
+            _admin.set(caller)
+            return caller
+        return (
+            ANYBODY
+            if credentials is None and scope in self._open
+            else (self._caller(scope, credentials))
+        )
+
+    def _caller(self, scope: Scope, credentials: bytes | None) -> Caller:
         is_open = scope in self._open
-        if is_open and credentials is None:
-            return LOCAL if scope == "admin" else ANYBODY
         key = self._find(credentials) if self._keys else None
         if key is not None and (is_open or scope in key.scopes):
             return Caller(f"key:{key.id}")
@@ -167,6 +178,11 @@ class Access:
         if not is_it or key is None or (key.expires is not None and key.expires <= time.time()):
             return None
         return key
+
+
+def admin() -> Caller:
+    """Who makes the admin call that this task answers, by whatever front end it came."""
+    return _admin.get()
 
 
 def refuse_pages(scope: Scope, method: str, headers: Headers) -> None:

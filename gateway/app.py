@@ -136,7 +136,7 @@ class App:
         door = revisions.Door(config, self.plane)
         self.endpoints: list[Endpoint] = [
             *about.endpoints(self.plane, self.access),
-            *repository.endpoints(self.plane),
+            *repository.endpoints(self.plane, door),
             *monitor.endpoints(self.plane, self.observer, self.telemetry),
             *alarms.endpoints(self.alarms),
             *performance.endpoints(self.plane, self.predictions),

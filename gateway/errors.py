@@ -378,6 +378,19 @@ class NotReadyError(GatewayError):
     grpc_status = "UNAVAILABLE"
 
 
+class UnloadedError(NotReadyError):
+    """Somebody has unloaded the model."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"model {model!r} is unloaded")
+
+
+class NotAppliedError(NotReadyError):
+    """A change is written, and not every live worker has put it in force."""
+
+    code = "not_applied"
+
+
 class NoMemoryError(NotReadyError):
     """Opening the version would take more memory than the sessions may have."""
 
@@ -467,6 +480,7 @@ ALL = (
     GatewayError,
     ModelFailedError,
     NotReadyError,
+    NotAppliedError,
     NoMemoryError,
     VersionRefusedError,
     DeadlineError,

@@ -76,10 +76,8 @@ class DataPlane:
         """Opens a version that is in the registry but not in the table."""
         self.find_files: Callable[[str, int], VersionFiles | None] | None = None
         """Where a version's files are, and what its manifest says."""
-        self.load_model: Callable[[str, int | None], Awaitable[Variant]] | None = None
-        """Opens a version that is in the registry, also after its model was unloaded."""
-        self.unload_model: Callable[[str], Awaitable[None]] | None = None
-        """Closes all versions of a model."""
+        self.try_version: Callable[[str, int | None], Awaitable[Variant]] | None = None
+        """Opens a version that is in the registry now, to see whether it can be; hold it."""
         self.recycle: Callable[[str], None] | None = None
         """Asks, with a reason, for this process to be replaced once a successor is ready."""
         self.timeout_s = config.limits.timeout_s

@@ -14,6 +14,7 @@ from gateway.errors import (
     ModelNotFoundError,
     NotReadyError,
     OverrideError,
+    UnloadedError,
     VersionNotFoundError,
     VersionRefusedError,
 )
@@ -499,7 +500,7 @@ class Model:
         VersionNotFoundError, VersionRefusedError, NotReadyError
         """
         if self.is_unloaded:
-            raise NotReadyError(f"model {self.name!r} is unloaded")
+            raise UnloadedError(self.name)
         if version is None:
             if self.champion is None:
                 if self.default is not None:

@@ -10,15 +10,22 @@ import contextlib
 import logging
 import time
 import weakref
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from gateway import memory
 from gateway.batcher import Batcher, BatchMeters, Observe, Run
 from gateway.config import ServerConfig
-from gateway.errors import ModelNotFoundError, NoMemoryError, VersionRefusedError
+from gateway.errors import (
+    ModelNotFoundError,
+    NoMemoryError,
+    UnloadedError,
+    VersionNotFoundError,
+    VersionRefusedError,
+)
 from gateway.limits import BatchLimits, batch_limits
 from gateway.loader import Loaded, Loader
 from gateway.memory import Key, Ledger
@@ -96,6 +103,8 @@ class Sessions:
         self._watchdog = Watchdog()
         self._closing: set[asyncio.Task[None]] = set()
         self._left = asyncio.Event()
+        self._alive: WeakValueDictionary[Key, Variant] = WeakValueDictionary()
+        """Also those that have left the table, while somebody holds them."""
 
     def __len__(self) -> int:
         return len(self._batchers)
@@ -136,11 +145,16 @@ class Sessions:
         """Versions of a model that were refused, and why."""
         return {n: self._refused[name, n][1] for n in known if (name, n) in self._refused}
 
-    async def opened(self, name: str, version: int) -> Variant:
+    async def opened(self, name: str, version: int, *, is_call: bool = False) -> Variant:
         """A version, opened now unless it is open already, and in the table.
+
+        Parameters
+        ----------
+        is_call : somebody calls it; what is unloaded is opened for nobody but the registry
 
         Raises
         ------
+        NotReadyError : its model is unloaded.
         VersionRefusedError : it cannot be opened; it is not tried again until its files change.
         NoMemoryError : there is no room for it beside what routes need.
         """
@@ -148,34 +162,65 @@ class Sessions:
             model = self._plane.table.models.get(name)
             if model is None:
                 raise ModelNotFoundError(name, list(self._plane.table.models))
-            picked = model.pick(str(version))
-            if isinstance(picked, Variant):
-                return picked
+            if is_call and model.is_unloaded:
+                raise UnloadedError(name)
+            if (variant := model.variants.get(version)) is not None:
+                return variant
+            if version not in model.versions:
+                raise VersionNotFoundError(name, str(version), model.versions)
+            if version in model.refused:
+                raise VersionRefusedError(
+                    f"model {name!r} version {version} was refused: {model.refused[version]}"
+                )
             del model  # Held while others leave the table, it would keep their sessions open.
-            files = self.files[name, version]
-            await self._make_room(files)
-            start = time.perf_counter()
-            try:
-                loaded = await asyncio.to_thread(self._loader.load, files)
-            except VersionRefusedError as error:
-                self._refuse(files, str(error))
-                raise
-            self._admit(files, loaded.digest)
-            is_new = (name, version) not in self._work
-            variant = self._variant(files, loaded)
-            self.ledger.enter((name, version), loaded.n_bytes)
-            if is_new:
-                await self._monitor(files, loaded)
+            variant = self._alive.get((name, version)) or await self._open(name, version)
             model = self._plane.table.models[name]
             self.put(replace(model, variants={**model.variants, version: variant}))
-            event(
-                "version_opened",
-                model=name,
-                version=version,
-                seconds=round(time.perf_counter() - start, 3),
-                **variant.about,
-            )
             return variant
+
+    async def tried(self, versions: Sequence[VersionFiles], version: int) -> Variant:
+        """A version that is in the registry now, opened to see whether it can be; hold it.
+
+        Where its model is unloaded it comes into the table only when a revision says so.
+
+        Raises
+        ------
+        VersionRefusedError, NoMemoryError
+        """
+        name = versions[-1].model
+        async with self.turn:
+            self.note(versions)
+            self.forgive(name, version)
+            model = self._plane.table.models.get(name) or Model(name, ())
+            known = sorted({*(files.version for files in versions), *model.variants})
+            refused = self.reasons(name, known)
+            self.put(replace(model, versions=tuple(known), refused=refused))
+            del model
+            return self._alive.get((name, version)) or await self._open(name, version)
+
+    async def _open(self, name: str, version: int) -> Variant:
+        files = self.files[name, version]
+        await self._make_room(files)
+        start = time.perf_counter()
+        try:
+            loaded = await asyncio.to_thread(self._loader.load, files)
+        except VersionRefusedError as error:
+            self._refuse(files, str(error))
+            raise
+        self._admit(files, loaded.digest)
+        is_new = (name, version) not in self._work
+        variant = self._alive[name, version] = self._variant(files, loaded)
+        self.ledger.enter((name, version), loaded.n_bytes)
+        if is_new:
+            await self._monitor(files, loaded)
+        event(
+            "version_opened",
+            model=name,
+            version=version,
+            seconds=round(time.perf_counter() - start, 3),
+            **variant.about,
+        )
+        return variant
 
     def _refuse(self, files: VersionFiles, reason: str) -> None:
         name, version = files.model, files.version

@@ -43,7 +43,6 @@ from registry.workers import Heartbeat, Rejection
 
 _FOLLOWED = ModelState()
 """A model that no revision speaks of follows its highest version."""
-_UNLOAD_S_MAX = 30.0
 _BEAT_S = 1.0
 _SETTLING_S = 0.1
 _LOOK_SHARE = 200
@@ -112,8 +111,7 @@ class Sync:
         """What does not work now, and why: `registry`, `state`, `heartbeat`, `changed`."""
         plane.open_version = self.open_version
         plane.find_files = lambda name, version: self.sessions.files.get((name, version))
-        plane.load_model = self.load_model
-        plane.unload_model = self.unload_model
+        plane.try_version = self.try_version
 
     @property
     def revision(self) -> int:
@@ -138,10 +136,7 @@ class Sync:
         await self._bring(found, revision, until)
         table = replace(self._plane.table, is_complete=True)
         self._plane.table = table
-        self._plane.is_ready = any(
-            model.champion is not None or model.default is not None
-            for model in table.models.values()
-        )
+        self._say_ready()
         await asyncio.to_thread(self._beat)
         self._watching = asyncio.create_task(self._watch())
 
@@ -167,11 +162,20 @@ class Sync:
         found, revision = await asyncio.to_thread(self._look)
         if found != self._found or revision.number != self._seen_revision():
             await self._bring(found, revision)
+            self._say_ready()
         else:
             await self._warm_one()
         if self._moves:
             await asyncio.to_thread(self._record_moves)
         await asyncio.to_thread(self._beat)
+
+    def _say_ready(self) -> None:
+        """Be ready once something can answer, or was unloaded on purpose; from then on always."""
+        if any(
+            model.champion is not None or model.default is not None or model.is_unloaded
+            for model in self._plane.table.models.values()
+        ):
+            self._plane.is_ready = True
 
     def _record_moves(self) -> None:
         """Write down whom models follow by now: one worker of a host, once for all moves there are.
@@ -366,14 +370,29 @@ class Sync:
             routing = Routing(name, state, number, self._plane.telemetry)
             if ignored := routing.ignored():
                 event("route_part_ignored", logging.WARNING, model=name, parts=ignored)
-        self.sessions.put(replace(model, aliases=state.aliases, routing=routing, revision=number))
+        model = replace(model, aliases=state.aliases, routing=routing, revision=number)
+        if model.is_unloaded and state.loaded is not False:
+            default = state.default([n for n in model.versions if n not in model.refused])
+            model = replace(model, is_unloaded=False, default=default)
+        self.sessions.put(model)
         self.sessions.limit(name)
-        if model.is_unloaded:
-            return
-        if not state.follow:
+        if state.loaded is False:
+            del model
+            await self._unload(name)
+        elif not state.follow:
             await self._hand_over(name, state.aliases.get("champion"))
-        elif not is_late:
+        elif state.loaded or not is_late:
             await self._follow(name, model.versions)
+
+    async def _unload(self, name: str) -> None:
+        """Let nothing of a model answer; its sessions close when what waits there is answered."""
+        async with self.sessions.turn:
+            model = self._plane.table.models[name]
+            if not model.is_unloaded:
+                event("model_unloaded", model=name, versions=list(model.variants))
+            self.sessions.put(
+                replace(model, variants={}, champion=None, default=None, is_unloaded=True)
+            )
 
     async def _follow(self, name: str, known: Iterable[int]) -> None:
         """Let the highest version that can be opened, and fits, answer."""
@@ -424,19 +443,18 @@ class Sync:
 
         Raises
         ------
+        NotReadyError : its model is unloaded.
         VersionRefusedError : it cannot be opened; it is not tried again until its files change.
         NoMemoryError : there is no room for it beside what routes need.
         """
-        variant = await self.sessions.opened(name, version)
+        variant = await self.sessions.opened(name, version, is_call=True)
         model = self._plane.table.models[name]
         if model.champion is None and model.default == version:
             self.sessions.put(replace(model, champion=variant, default=None))
         return variant
 
-    # -- what operators and clients of the repository ask for
-
-    async def load_model(self, name: str, version: int | None = None) -> Variant:
-        """Open a version that is in the registry now: the highest one, unless one is named.
+    async def try_version(self, name: str, version: int | None = None) -> Variant:
+        """Open what a load would open: the version named, else the one that would answer.
 
         Raises
         ------
@@ -454,42 +472,11 @@ class Sync:
         if versions is None:
             raise ModelNotFoundError(name, list(found.models))
         numbers = [files.version for files in versions]
-        number = numbers[-1] if version is None else version
+        state = (await asyncio.to_thread(self._head)).models.get(name, _FOLLOWED)
+        number = version or state.default(numbers) or numbers[-1]
         if number not in numbers:
             raise VersionNotFoundError(name, str(number), numbers)
-        async with self.sessions.turn:
-            self.sessions.note(versions)
-            self.sessions.forgive(name, number)  # Asked for by hand: tried again.
-            model = self._plane.table.models.get(name) or Model(name, ())
-            known = sorted({*numbers, *model.variants})
-            refused = self.sessions.reasons(name, known)
-            self.sessions.put(
-                replace(model, versions=tuple(known), refused=refused, is_unloaded=False)
-            )
-        variant = await self.sessions.opened(name, number)
-        model = self._plane.table.models[name]
-        state = self._revision.models.get(name, _FOLLOWED)
-        if model.champion is None or (state.follow and model.champion.version < number):
-            self._swap(name, variant)
-        self._plane.is_ready = True
-        return variant
-
-    async def unload_model(self, name: str) -> None:
-        """Close every open version of a model, once what waits there is answered.
-
-        Raises
-        ------
-        ModelNotFoundError : no such model.
-        """
-        async with self.sessions.turn:
-            model = self._plane.table.model(name)
-            gone = list(model.variants)
-            self.sessions.put(
-                replace(model, variants={}, champion=None, default=None, is_unloaded=True)
-            )
-            del model
-        await self.sessions.gone([(name, version) for version in gone], _UNLOAD_S_MAX)
-        event("model_unloaded", model=name, versions=gone)
+        return await self.sessions.tried(versions, number)
 
     # -- what is told about it
 
@@ -507,7 +494,6 @@ class Sync:
         return [((what,), 1.0) for what in self.degraded]
 
     def _heartbeat(self) -> Heartbeat:
-        models = self._plane.table.models
         return Heartbeat(
             host=socket.gethostname(),
             server=self._server,
@@ -516,7 +502,7 @@ class Sync:
             sequence=self._beats,
             observed=self._revision.number,
             rejected=self._rejected,
-            loaded=tuple(f"{name}@{n}" for name, model in models.items() for n in model.variants),
+            loaded=tuple(f"{name}@{number}" for name, number in self.sessions.open),
             rss_bytes=memory.resident(),
         )
 

@@ -49,6 +49,9 @@ class ModelState(
     """Versions by name: `champion` answers, `previous` answered before, others are free."""
     digests: dict[str, str] = {}
     """By version: the digest of its files when it was first named here."""
+    loaded: bool | None = None
+    """`true`: the champion is open on every worker, also before anybody asks; `false`: nothing of
+    the model is open, and nothing of it answers, until it is loaded."""
     pins: tuple[int, ...] = ()
     """Versions that are never evicted or removed."""
     reference: dict[str, str] = {}
@@ -67,6 +70,8 @@ class ModelState(
     @property
     def needed(self) -> set[int]:
         """Versions that every worker has open."""
+        if self.loaded is False:
+            return set()
         return set(self.pins) if self.follow else {*self.aliases.values(), *self.pins}
 
     def default(self, versions: Sequence[int]) -> int | None:
@@ -93,7 +98,7 @@ class Revision(
     actor: str
     """Who: a user of this machine, `key:<id>`, `local`, `follow` or `rollout:<id>`."""
     via: str
-    """By which way: `cli`, `http`, `python`, `sync` or `controller`."""
+    """By which way: `cli`, `http`, `grpc`, `python`, `sync` or `controller`."""
     message: str = ""
     """Why, in the actor's own words."""
     models: dict[str, ModelState] = {}

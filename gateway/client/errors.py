@@ -238,6 +238,12 @@ class BusyError(NotReadyError):
     code = "busy"
 
 
+class NotAppliedError(NotReadyError):
+    """A change is written, and not every live worker has put it in force yet."""
+
+    code = "not_applied"
+
+
 class NoMemoryError(NotReadyError):
     """Opening the version would take more memory than there is for it."""
 
@@ -317,6 +323,7 @@ ERRORS: tuple[type[ClientError], ...] = (
     NotReadyError,
     BusyError,
     NoMemoryError,
+    NotAppliedError,
     VersionRefusedError,
     UnsupportedError,
     DeadlineError,

@@ -33,6 +33,7 @@ from registry.changes import Applied, Change
 from registry.errors import RegistryError
 from registry.revisions import ModelState, Revision, Revisions
 from registry.signature import Signature
+from registry.workers import Heartbeat
 
 T = TypeVar("T")
 _CHANGE_QUERY = (
@@ -100,12 +101,24 @@ class Door:
             event("revision_written", revision=made.number, actor=made.actor, via=made.via)
         return applied
 
-    async def laggards(self, revision: int, timeout_s: float) -> tuple[bool, list[str]]:
-        """Whether all live workers have a revision in force, and who has not, with a reason."""
+    async def laggards(
+        self,
+        revision: int,
+        timeout_s: float,
+        is_done: Callable[[Heartbeat], bool] = lambda _: True,
+    ) -> tuple[bool, list[str]]:
+        """Whether all live workers have a revision in force, and who has not, with a reason.
+
+        Parameters
+        ----------
+        is_done : what a worker must say besides
+        """
         watch, until = workers.Watch(self.state_path), time.monotonic() + timeout_s
         while True:
             beats = await asyncio.to_thread(watch.look)
-            behind = [beat for beat in beats.values() if beat.observed < revision]
+            behind = [
+                beat for beat in beats.values() if beat.observed < revision or not is_done(beat)
+            ]
             if beats and not behind:
                 return True, []
             if time.monotonic() >= until or any(

@@ -12,6 +12,7 @@ from google.protobuf.json_format import ParseDict
 
 from gateway.access import Access, Scope
 from gateway.endpoints import about, repository
+from gateway.endpoints.revisions import Door
 from gateway.errors import GatewayError, NotReadyError, UnsupportedError
 from gateway.prediction import DataPlane, Head, infer
 from gateway.protocol import metadata
@@ -39,6 +40,7 @@ class Service:
 
     def __init__(self, plane: DataPlane, access: Access) -> None:
         self._plane = plane
+        self._door = Door(plane.config, plane)
         self._access = access
         self._json_bytes_max = plane.config.limits.json_bytes_max
         self._codec = Protobuf(self._json_bytes_max)
@@ -203,11 +205,13 @@ class Service:
         return ParseDict({"models": models}, pb.RepositoryIndexResponse())
 
     async def _load(self, request: Any) -> Any:
-        await repository.load(self._plane, request.model_name, values(request.parameters))
+        parameters = values(request.parameters)
+        await repository.load(self._plane, self._door, request.model_name, parameters, "grpc")
         return pb.RepositoryModelLoadResponse()
 
     async def _unload(self, request: Any) -> Any:
-        await repository.unload(self._plane, request.model_name, values(request.parameters))
+        parameters = values(request.parameters)
+        await repository.unload(self._plane, self._door, request.model_name, parameters, "grpc")
         return pb.RepositoryModelUnloadResponse()
 
     async def _variant(self, request: Any) -> Variant:

@@ -28,6 +28,7 @@ from registry.changes.kinds import (
     DeleteAlias,
     DeleteRoute,
     Follow,
+    Load,
     Pin,
     Promote,
     PutRoute,
@@ -38,6 +39,7 @@ from registry.changes.kinds import (
     SetMonitor,
     SetReference,
     SetRollout,
+    Unload,
     Unpin,
     routed,
 )
@@ -47,9 +49,10 @@ from registry.revisions import FORMAT, Revision, Revisions
 
 __all__ = [
     "FOLLOW", "OVER", "PREVIOUS",
-    "Alias", "Applied", "Change", "DeleteAlias", "DeleteRoute", "Follow", "Known", "Models",
+    "Alias", "Applied", "Change", "DeleteAlias", "DeleteRoute", "Follow", "Known", "Load",
+    "Models",
     "OnDisk", "Pin", "Promote", "PutRoute", "PutRoutes", "RecordFollow", "Restore", "Rollback",
-    "SetMonitor", "SetReference", "SetRollout", "Unpin",
+    "SetMonitor", "SetReference", "SetRollout", "Unload", "Unpin",
     "apply", "champion", "differences", "log", "managed", "moved", "record_follow", "routed",
     "undo_of",
 ]  # fmt: skip

@@ -174,4 +174,5 @@ def check_readable(made: Revision) -> None:
 def _takes_over(was: ModelState, now: ModelState) -> bool:
     """Whether what a running rollout owns is changed, and the rollout itself is not ended."""
     is_other = now.route != was.route or _champion(now) != _champion(was) or now.follow
+    is_other = is_other or (now.loaded is False and was.loaded is not False)
     return is_other and _owns(was) and _owns(now)

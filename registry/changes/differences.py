@@ -136,6 +136,8 @@ def _told(revision: Revision, lines: Sequence[str]) -> str:
 def _leaves(state: ModelState) -> Iterator[tuple[str, str]]:
     """What people see of a state, flat."""
     yield "follow", "on" if state.follow else "off"
+    if state.loaded is not None:
+        yield "loaded", "yes" if state.loaded else "no"
     yield from ((alias, str(n)) for alias, n in sorted(state.aliases.items()))
     yield from ((f"pin {version}", "on") for version in state.pins)
     yield from ((f"reference {n}", text[:19]) for n, text in sorted(state.reference.items()))

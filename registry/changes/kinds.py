@@ -169,6 +169,33 @@ class Unpin:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """A model is open on every worker: its champion, and the version named, which is pinned."""
+
+    model: str
+    version: int | None = None
+
+    def __call__(self, models: Models, known: Known) -> Models:
+        """The models after it."""
+        state = state_of(models, self.model, known)
+        if self.version is not None:
+            state = Pin(self.model, self.version)(models, known)[self.model]
+        return _put(models, self.model, state, loaded=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Nothing of a model is open or pinned anywhere, until it is loaded; its names stay."""
+
+    model: str
+
+    def __call__(self, models: Models, known: Known) -> Models:
+        """The models after it."""
+        state = state_of(models, self.model, known)
+        return _put(models, self.model, state, loaded=False, pins=())
+
+
+@dataclass(frozen=True, slots=True)
 class PutRoute:
     """A model's traffic is split like this; as few units as possible move."""
 

@@ -19,6 +19,7 @@ from registry.changes import (
     DeleteAlias,
     DeleteRoute,
     Follow,
+    Load,
     Pin,
     Promote,
     PutRoute,
@@ -29,6 +30,7 @@ from registry.changes import (
     SetMonitor,
     SetReference,
     SetRollout,
+    Unload,
     Unpin,
 )
 from registry.errors import (
@@ -326,6 +328,7 @@ def test_what_a_rollout_owns_is_taken_over_only_by_whoever_says_so(desk: Desk) -
         Rollback("fraud"),
         Follow("fraud"),
         Restore(desk.revisions.get(1), "fraud"),
+        Unload("fraud"),
     ):
         with pytest.raises(ProtectedError, match="rollout r-1 owns its traffic"):
             desk.do(change)
@@ -336,6 +339,25 @@ def test_what_a_rollout_owns_is_taken_over_only_by_whoever_says_so(desk: Desk) -
         "step": 2, "phase": "aborted", "cause": "taken over by ana",
     }  # fmt: skip
     desk.do(Promote("fraud", 6))
+
+
+def test_unloading_takes_pins_and_leaves_names_and_loading_says_what_is_open(desk: Desk) -> None:
+    """What a worker must have open: nothing of an unloaded model, else what is named or pinned."""
+    desk.do(Alias("fraud", "blue", 6))
+    desk.do(Load("fraud", 8))
+    before = desk.state()
+    assert (before.loaded, before.pins, before.needed) == (True, (8,), {9, 6, 8})
+    applied = desk.do(Unload("fraud"))
+    after = desk.state()
+    assert (after.loaded, after.pins, after.needed) == (False, (), set())
+    assert (after.aliases, after.follow) == (before.aliases, before.follow)
+    assert applied.diff == ("fraud loaded yes -> no", "fraud pin 8 on -> none")
+    assert not desk.do(Unload("fraud")).is_changed
+    assert desk.do(Load("fraud")).diff == ("fraud loaded no -> yes",)
+    assert desk.state().needed == {9, 6}
+    for change in (Load("absent"), Unload("absent"), Load("fraud", 77)):
+        with pytest.raises(NotThereError):
+            desk.do(change)
 
 
 def test_a_rollback_ends_a_rollout_that_bakes(desk: Desk) -> None:

@@ -468,9 +468,9 @@ def test_an_unloaded_model_answers_nothing_until_it_is_loaded(tmp_path: Path) ->
         assert client.get("/v2/models/counted/ready").status_code == 503
         assert index(client)["counted", "1"]["state"] == "UNAVAILABLE"
         assert told("counted/unload") == 200, "twice is once"
-        models.put(tmp_path, "counted", 2, models.constant(2))
         assert told("counted/load", version=1) == 200
         assert asked() == 1
+        models.put(tmp_path, "counted", 2, models.constant(2))
         before = stats(client, "/counted/versions/1")[0]["inference_stats"]["success"]["count"]
         assert before == 2, "counts outlive unloading"
         assert client.post("/v2/repository/models/counted/load").status_code == 200
