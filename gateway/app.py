@@ -143,7 +143,7 @@ class App:
             *labels.endpoints(self.plane, self.predictions, self.telemetry),
             *admin.endpoints(self.plane, self.observer),
             *revisions.endpoints(self.plane, door),
-            *explain.endpoints(self.plane),
+            *explain.endpoints(self.plane, door, self.captures.directory),
             *rollouts.endpoints(self.plane, door),
             *contracts.endpoints(self.plane, self._predict),
             *openapi.endpoints(self.plane, self.declared),

@@ -115,6 +115,7 @@ class Taking:
             odds=recorder.odds if is_drawn else {choice.variant: 1.0},
             bucket=self._decision.bucket,
             unit=self._decision.unit_kind,
+            kinds=self._recorder.routing.route.unit,
             units=tuple(recorder.unit(kind, unit) for kind, unit in self._units.items()),
             salt=recorder.salt_id,
             looked=recorder.looked,

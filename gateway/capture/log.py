@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from gateway.capture.record import Record, framed, pack
@@ -82,6 +83,11 @@ class CaptureLog:
         self._by_model: dict[str, CaptureMeters] = {}
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
+
+    @property
+    def directory(self) -> Path:
+        """Where the captures of the host are."""
+        return self._shelf.directory
 
     @property
     def n_bytes(self) -> int:

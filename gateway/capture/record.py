@@ -89,8 +89,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """That decided, where one did."""
     unit: str = ""
     """The kind of the unit that decided."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of units that its route asks for, in this order."""
     units: tuple[Unit, ...] = ()
-    """All units of the route that it has."""
+    """Those of them that it has."""
     salt: str = ""
     """Tells which salt made the buckets; not the salt itself."""
     looked: tuple[str, ...] = ()

@@ -1,18 +1,38 @@
-"""`POST /admin/routes/{model}/explain`: who would answer, and why. Nothing is executed."""
+"""What a route would do: with one request (explain), or with captured ones (simulate).
+
+Nothing is executed.
+"""
+
+import asyncio
+import time
+from pathlib import Path
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.capture import reading
+from gateway.endpoints.revisions import Door
 from gateway.endpoints.route import Endpoint, JSONAnswer, json_object
-from gateway.errors import BadRequestError
+from gateway.errors import BadRequestError, ChangeRefusedError, shown
 from gateway.prediction import DataPlane, Head, pick
 from gateway.protocol import v2_json
 from gateway.router import Variant
+from gateway.simulation import Way, simulate
+from registry import changes, routes
+from registry.revisions import ModelState
+
+_REST_S = 0.0005
+"""Pauses between records: predictions share the interpreter with this."""
 
 
-def endpoints(plane: DataPlane) -> list[Endpoint]:
-    """The one path."""
+def endpoints(plane: DataPlane, door: Door, captures: Path) -> list[Endpoint]:
+    """Both paths.
+
+    Parameters
+    ----------
+    captures : where the captures of the host are
+    """
 
     async def explain(request: Request) -> Response:
         given = await json_object(request)
@@ -33,8 +53,42 @@ def endpoints(plane: DataPlane) -> list[Endpoint]:
         is_open = isinstance(picked, Variant)
         return JSONAnswer({"decision": said, "is_open": is_open})
 
+    async def simulated(request: Request) -> Response:
+        given, model = await json_object(request), request.path_params["model"]
+        if unknown := set(given) - {"route", "capture"}:
+            raise BadRequestError(f"{shown(min(unknown))}: only 'route' and 'capture' are read")
+        what = given.get("capture", "last-24h")
+        if not isinstance(what, str):
+            raise BadRequestError("'capture' must be a text: last-24h, all, or the name of a file")
+        try:
+            route = routes.parse_one(model, given.get("route"))
+        except routes.RouteError as error:
+            raise ChangeRefusedError(str(error)) from None
+        # Whatever a change would refuse is refused here too; whose split it is matters not yet.
+        would = await door.change(
+            lambda _: changes.PutRoute(model, route),
+            actor="", via="http", dry_run=True, force=True, take_over=True,
+        )  # fmt: skip
+        head = await door.read(lambda revisions: revisions.head())
+        return JSONAnswer(
+            await asyncio.to_thread(
+                _simulated,
+                reading.find(what, captures, model),
+                Way(model, head.models.get(model, ModelState())),
+                Way(model, would.revision.models.get(model, ModelState())),
+            )
+        )
+
     return [
         Endpoint("POST", "/admin/routes/{model}/explain", "admin", explain,
                  "Who would answer a request, and why; nothing is executed.",
                  body="ExplainRequest", answer="Explained"),
+        Endpoint("POST", "/admin/routes/{model}/simulate", "admin", simulated,
+                 "What another route would make of captured requests; nothing is executed.",
+                 body="SimulateRequest", answer="Simulated"),
     ]  # fmt: skip
+
+
+def _simulated(found: reading.Reading, before: Way, after: Way) -> dict[str, object]:
+    made = simulate(found, before, after, rest=lambda: time.sleep(_REST_S))
+    return {**made.document(), "passed_over": found.said()}

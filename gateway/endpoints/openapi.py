@@ -658,6 +658,20 @@ CONTENTS: Mapping[str, Content] = {
         "decision": {"type": "object", "additionalProperties": _TEXT},
         "is_open": {"type": "boolean"},
     })),
+    "SimulateRequest": Content(JSON, _object({"route": _ANY}, {"capture": _TEXT})),
+    "Simulated": Content(JSON, _object({
+        "requests": _COUNT,
+        "pinned": _COUNT,
+        "first": {"type": ["number", "null"]},
+        "last": {"type": ["number", "null"]},
+        "variants": _list_of(_ANY),
+        "moved": _ANY,
+        "rules": _list_of(_ANY),
+        "units": _list_of(_ANY),
+        "stand_ins": _COUNT,
+        "not_captured": {"type": "object", "additionalProperties": _COUNT},
+        "passed_over": _TEXT,
+    })),
     "Changed": Content(JSON, _object(
         {
             "revision": _COUNT,

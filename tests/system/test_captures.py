@@ -1,6 +1,10 @@
 """Captures of a real server with two workers: what is on disk is what was sent and answered."""
 
+import contextlib
+import io
+import json
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -14,6 +18,7 @@ import pytest
 
 from gateway.capture.reading import find
 from gateway.capture.record import Record, array_of
+from gateway.cli import app as command_line
 from gateway.protocol.stubs import inference_pb2 as pb
 from registry.buckets import bucket_of
 from registry.revisions import ModelState, Revisions
@@ -181,6 +186,111 @@ def check(record: Record, user: str, decision: dict[str, str], now: ModelState) 
     assert array_of(asked).dtype == np.float32
     assert array_of(answered).tolist() == [record.version] * 2
     assert (asked.name, answered.name, record.rows) == ("x", "y", 2)
+
+
+def test_a_simulation_says_what_the_route_then_does(tmp_path: Path) -> None:
+    """Who answers each of 120 requests by a new route, by its rules and shares: the simulation's
+    counts are those of the same requests sent again once it is in force; over HTTP and by command,
+    with a server and without.
+    """
+    for number in (1, 2, 3):
+        models.put(tmp_path, "m", number, models.constant(number))
+    now: dict[str, Any] = {
+        "unit": ["header:x-user-id", "request"],
+        "rules": ROUTE["rules"],
+        "split": ROUTE["split"],
+        "capture": {"sample": 100},
+    }
+    new: dict[str, Any] = {
+        "unit": ["header:x-user-id", "request"],
+        "rules": [{"name": "vip", "when": {"field": {"tier": {"gte": 2}}}, "to": 3}],
+        "split": [{"to": "champion", "weight": "rest"}, {"to": "challenger", "weight": 75}],
+        "capture": {"sample": 100},
+    }
+    (tmp_path / "new.yaml").write_text(json.dumps({"m": new}))
+    with serve(tmp_path, {"sync.poll_s": 0.1}) as server, server.client() as http:
+        changed(http.post("/admin/models/m/promote", json={"version": 1}))
+        changed(http.put("/admin/models/m/aliases/challenger", json={"version": 2}))
+        changed(http.put("/admin/routes/m?wait=applied&timeout=10", json=now))
+        before = send(http)
+        http.post("/v2/models/m/versions/3/infer", json=BODY)
+        wait_until(lambda: all_of(tmp_path, 121), "all are captured")
+        answer = http.post("/admin/routes/m/simulate", json={"route": new, "capture": "last-1h"})
+        assert answer.status_code == 200, answer.text
+        said_of = answer.json()
+        words = ["route", "simulate", "-f", str(tmp_path / "new.yaml"), "--json", "-r",
+                 str(tmp_path)]  # fmt: skip
+        by_server, alone = (
+            command(*words, *more) for more in (("--server", server.url), ("--capture", "all"))
+        )
+        assert by_server == alone == {"m": said_of}
+        changed(http.put("/admin/routes/m?wait=applied&timeout=10", json=new))
+        after = send(http)
+
+        assert (said_of["requests"], said_of["pinned"]) == (120, 1)
+        for side, decisions in (("before", before), ("after", after)):
+            counted = Counter((d["variant"], int(d["version"])) for d in decisions)
+            simulated = {
+                (entry["variant"], entry["version"]): entry[side] for entry in said_of["variants"]
+            }
+            assert {key: n for key, n in simulated.items() if n} == counted
+            rules = Counter(d["reason"] for d in decisions)
+            for entry in said_of["rules"]:
+                assert entry[side] == rules[f"RULE_MATCH({entry['name']})"]
+            (unit,) = said_of["units"]
+            assert (unit["name"], unit[side]) == ("header:x-user-id", rules["SPLIT"])
+        pairs = list(zip(before, after, strict=True))
+        moved = [k for k, (one, other) in enumerate(pairs) if one["version"] != other["version"]]
+        assert said_of["moved"]["requests"] == len(moved) > 10
+        assert said_of["moved"]["units"] == len({k % 40 for k in moved})
+        assert said_of["moved"]["of_units"] == 40
+        assert (said_of["stand_ins"], said_of["not_captured"]) == (0, {})
+
+        vip = json.dumps({**BODY, "parameters": {"tier": 3}})
+        (tmp_path / "row.json").write_text(vip)
+        about = {"x-user-id": "u7"}
+        words = ["route", "explain", "m", "--header", "X-User-Id=u7", "--json", "-r", str(tmp_path)]
+        for data, body in (([], BODY), (["--data", str(tmp_path / "row.json")], json.loads(vip))):
+            told = http.post("/v2/models/m/infer", json=body, headers=about)
+            wanted = {"decision": said(told.headers["x-driftgate-decision"])}
+            assert command(*words, *data) == command(*words, *data, "--server", server.url)
+            assert command(*words, *data) == wanted
+
+        unseen = {**now, "unit": ["header:x-account", "request"]}
+        answer = http.post("/admin/routes/m/simulate", json={"route": unseen, "capture": "all"})
+        n_split = sum(d["reason"] == "SPLIT" for d in before)
+        assert answer.json()["not_captured"]["header:x-account"] >= n_split
+        for wrong, status in (
+            ({"route": new, "capture": "../../m"}, 404),
+            ({"route": new, "capture": 7}, 400),
+            ({"route": {**new, "split": [{"to": "champion", "weight": 7}]}}, 400),
+            ({"route": {**new, "split": [{"to": 9, "weight": 100}]}}, 400),
+            ({"routes": new}, 400),
+            ({}, 400),
+        ):
+            answer = http.post("/admin/routes/m/simulate", json=wrong)
+            assert (answer.status_code, bool(answer.json()["error"])) == (status, True), answer.text
+        assert http.post("/admin/routes/n/simulate", json={"route": new}).status_code == 404
+
+
+def command(*words: str) -> Any:
+    """What a command says with --json, run in this process: starting one takes a second."""
+    said_to = io.StringIO()
+    with contextlib.redirect_stdout(said_to):
+        command_line([*words], standalone_mode=False)
+    return json.loads(said_to.getvalue())
+
+
+def send(http: httpx.Client) -> list[dict[str, str]]:
+    """120 requests of 40 users, every third in a cohort, some with a tier; what was decided."""
+    decisions = []
+    for k in range(120):
+        about = {"x-user-id": f"u{k % 40}"} | ({"x-cohort": "beta"} if k % 3 == 0 else {})
+        body = {**BODY, "parameters": {"tier": k % 5}} if k % 7 == 0 else BODY
+        answer = http.post("/v2/models/m/infer", json=body, headers=about)
+        assert answer.status_code == 200, answer.text
+        decisions.append(said(answer.headers["x-driftgate-decision"]))
+    return decisions
 
 
 def test_failures_and_hops_are_captured_as_what_they_were(tmp_path: Path) -> None:
