@@ -25,7 +25,8 @@ from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn._types import ASGI3Application
+from uvicorn._types import ASGI3Application, HTTPScope
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -62,57 +63,131 @@ _HEAD, _BODY, _ANSWER, _IDLE = range(4)
 """What a connection is about: a request's headers, its body, its answer, or nothing."""
 
 
-class Exchange:
-    """One request and its answer in whole pieces: the ASGI extension `driftgate.direct`.
+class Exchange(RequestResponseCycle):
+    """One request for a prediction and its answer: uvicorn's cycle, in whole pieces.
 
-    uvicorn writes head and body apart, and uvloop hands each to the kernel at once: two system
-    calls, and two wake-ups of the client, cost more than decoding, routing and running a small
-    model together. It also checks every header for characters that this program never writes.
+    It is the ASGI extension `driftgate.direct`. uvicorn writes head and body apart, and uvloop
+    hands each to the kernel at once: two system calls, and two wake-ups of the client, cost more
+    than decoding, routing and running a small model together. It also checks every header for
+    characters that this program never writes, and makes an event that hardly any prediction needs.
     """
 
-    __slots__ = ("_cycle",)
+    access_log = False
+    disconnected = response_started = response_complete = False
+    more_body = True
+    chunked_encoding: bool | None = None
+    expected_content_length = 0
+    body: bytes | bytearray = b""  # type: ignore[assignment]  # as it came, while in one piece
+    has_read = False
+    """The whole body was taken at once: all that can come is that the client hangs up."""
+    _event: asyncio.Event | None = None
+    task: "asyncio.Task[None]"
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle: RequestResponseCycle | None = cycle
+    def __init__(self, protocol: "Protocol", *, keep_alive: bool) -> None:
+        # Not the constructor above: what it sets for each request is true of the class.
+        self.scope = protocol.scope
+        self.transport = protocol.transport
+        self.flow = protocol.flow
+        self.logger = protocol.logger
+        self.access_logger = protocol.access_logger
+        self.default_headers = protocol.server_state.default_headers
+        self.waiting_for_100_continue = protocol.expect_100_continue
+        self.on_response = protocol.on_response_complete
+        self.keep_alive = keep_alive
+        self._tasks = protocol.tasks
+
+    @property
+    def message_event(self) -> asyncio.Event:  # type: ignore[override]  # made when it is needed
+        """Set when there is something to receive."""
+        if self._event is None:
+            self._event = asyncio.Event()
+            if self.body or not (self.more_body or self.has_read):
+                self._event.set()
+        return self._event
 
     def read(self) -> bytes | None:
         """The whole body, once; None while parts of it are missing."""
-        cycle = self._cycle
-        if cycle is None or cycle.more_body:
+        if self.more_body:
             return None
-        cycle.flow.resume_reading()
-        cycle.message_event.clear()
-        body, cycle.body = bytes(cycle.body), bytearray()
-        return body
+        self.flow.resume_reading()
+        if self._event is not None:
+            self._event.clear()
+        self.has_read = True
+        body, self.body = self.body, b""
+        return bytes(body)
+
+    def take(self, part: bytes) -> None:
+        """Add a part of the body."""
+        if self.response_complete:
+            return
+        if not self.body:
+            self.body = part
+        else:
+            if type(self.body) is bytes:
+                self.body = bytearray(self.body)
+            self.body += part
+        if len(self.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        if self._event is not None:
+            self._event.set()
+
+    def is_whole(self) -> None:
+        """Be told that all of the body has come."""
+        self.more_body = False
+        if self._event is not None:
+            self._event.set()
 
     async def write(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Answer, once; headers are lower case and hold no control characters."""
-        # The cycle holds the scope and the scope holds this: let go, or only gc could free them.
-        cycle, self._cycle = self._cycle, None
-        if cycle is None:
+        if self.response_started:
             raise RuntimeError("the answer is written already")
-        if cycle.flow.write_paused and not cycle.disconnected:
-            await cycle.flow.drain()
-        if cycle.disconnected:
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
             return
-        cycle.response_started = cycle.response_complete = True
+        self.response_started = self.response_complete = True
         parts = [STATUS_LINE[status]]
-        for name, value in (*cycle.default_headers, *headers):
+        for name, value in (*self.default_headers, *headers):
             if name == b"connection":
-                cycle.keep_alive = False
+                self.keep_alive = False
             else:
                 parts += (name, b": ", value, b"\r\n")
-        parts.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
+        parts.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
         if len(body) <= _JOINED_BYTES_MAX:
             parts.append(body)
-            cycle.transport.write(b"".join(parts))
+            self.transport.write(b"".join(parts))
         else:  # copying much costs more than a call
-            cycle.transport.write(b"".join(parts))
-            cycle.transport.write(body)
-        cycle.message_event.set()
-        if not cycle.keep_alive:
-            cycle.transport.close()
-        cycle.on_response()
+            self.transport.write(b"".join(parts))
+            self.transport.write(body)
+        if self._event is not None:
+            self._event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+    async def run(self, app: ASGI3Application) -> None:
+        """Let the application answer."""
+        try:
+            await app(self.scope, self.receive, self.send)
+            if not (self.response_complete or self.disconnected):
+                self.transport.close()
+        except BaseException:  # as uvicorn does: it ends this connection only
+            self.logger.exception("Exception in ASGI application")
+            if not self.response_started:
+                await self.send_500_response()
+            else:
+                self.transport.close()
+        finally:
+            # Who holds this is held by it, several times: let go, or only gc could free them.
+            self.scope.pop("extensions", None)
+            self.on_response = _nothing
+            # It leaves uvicorn's list itself, not by a callback a turn later.
+            self._tasks.discard(self.task)
+            del self.task
+
+
+def _nothing() -> None:
+    """Told of an answer that is over already."""
 
 
 class Door:
@@ -168,6 +243,8 @@ class Protocol(HttpToolsProtocol):
 
     def __init__(self, door: Door, **of_uvicorn: Any) -> None:
         super().__init__(**of_uvicorn)
+        self._scope: HTTPScope = {}  # type: ignore[typeddict-item]  # filled when connected
+        """What is the same for all requests of the connection."""
         self._door = door
         self._refusal: GatewayError | None = None
         self._room = 0
@@ -181,6 +258,15 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Let a connection in, unless there are too many."""
         super().connection_made(transport)
+        self._scope = {  # type: ignore[typeddict-item]  # the rest differs by request
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": "1.1",
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": self.root_path,
+        }
         self._since = time.monotonic()
         address = self.client[0] if self.client else None
         if self._door.is_full(len(self.connections), address):
@@ -230,7 +316,11 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin to read a request."""
-        super().on_message_begin()
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+        self.scope = self._scope.copy()
+        self.scope["headers"] = self.headers
         self._room = self._door.limits.head_bytes_max
         if self._hosts:
             self._hosts = []
@@ -255,56 +345,54 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Begin a request: a prediction with a plain path without asking uvicorn's URL parser."""
-        self._examine()
+        parser = self.parser
+        http_version = parser.get_http_version()
+        self._examine(http_version)
         self._phase, self._received = _BODY, 0
         try:
             path = self.url.decode("ascii")
         except UnicodeDecodeError:
             path = ""
-        if "%" in path or "?" in path or not is_prediction(path) or self.parser.should_upgrade():
+        scope = self.scope
+        is_plain = is_prediction(path) and "%" not in path and "?" not in path
+        if not is_plain or parser.should_upgrade():
+            scope["state"] = self.app_state.copy()
             super().on_headers_complete()
-            if is_prediction(self.scope["path"]):
-                self.scope["extensions"] = _direct(self.cycle)
-            elif is_stream(self.scope["path"]):
-                self.scope["extensions"] = {ABORT: {"now": self.transport.abort}}
+            path = scope["path"]
+            if is_stream(path):
+                scope["extensions"] = {ABORT: {"now": self.transport.abort}}
             return
-        scope, parser = self.scope, self.parser
-        http_version = parser.get_http_version()
         scope["method"] = parser.get_method().decode("ascii")
         scope["http_version"] = http_version
         scope["path"], scope["raw_path"], scope["query_string"] = path, self.url, b""
         before = self.cycle
-        self.cycle = cycle = RequestResponseCycle(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
-            keep_alive=http_version != "1.0" and parser.should_keep_alive(),
-            on_response=self.on_response_complete,
+        self.cycle = exchange = Exchange(
+            self, keep_alive=http_version != "1.0" and parser.should_keep_alive()
         )
-        scope["extensions"] = _direct(cycle)
+        scope["extensions"] = {DIRECT: exchange}  # type: ignore[dict-item]  # an object of ours
         if before is None or before.response_complete:
-            self._start_asgi_task(cycle, self.app)
+            self._start_asgi_task(exchange, self.app)
         else:  # A pipelined request waits for the answer before it.
             self.flow.pause_reading()
-            self.pipeline.appendleft((cycle, self.app))
+            self.pipeline.appendleft((exchange, self.app))
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body."""
         self._received += len(body)
-        super().on_body(body)
+        if type(self.cycle) is Exchange:
+            self.cycle.take(body)
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """End a request: from now on we keep the client waiting, and not the other way round."""
-        self._phase = _ANSWER
-        if self.cycle.response_complete:  # It was answered before it had all arrived.
+        self._phase, cycle = _ANSWER, self.cycle
+        if cycle.response_complete:  # It was answered before it had all arrived.
             self._phase, self._since = _IDLE, time.monotonic()
-        super().on_message_complete()
+        if type(cycle) is Exchange:
+            cycle.is_whole()
+        else:
+            super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request, or was refused while it was read, and close."""
@@ -312,7 +400,7 @@ class Protocol(HttpToolsProtocol):
         self.logger.debug(msg)
         self._refuse(refusal)
 
-    def _examine(self) -> None:
+    def _examine(self, http_version: str) -> None:
         """Refuse a request by its headers alone."""
         limits = self._door.limits
         if len(self.headers) > limits.headers_max:
@@ -325,7 +413,7 @@ class Protocol(HttpToolsProtocol):
                 " (half of limits.head_bytes_max)"
             ))  # fmt: skip
         hosts = self._hosts
-        if len(hosts) != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+        if len(hosts) != 1 and (hosts or http_version != "1.0"):
             self._stop(HostError("a request has one Host header"))
         if hosts and not self._door.fits(hosts[0]):
             self._stop(HostError("the Host header names another server; see the setting 'hosts'"))
@@ -364,7 +452,10 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """Run the application; the task leaves uvicorn's list itself, not by a callback later."""
-        task = self.loop.create_task(self._run(cycle, app))
+        if type(cycle) is Exchange:
+            cycle.task = task = self.loop.create_task(cycle.run(app))
+        else:
+            task = self.loop.create_task(self._run(cycle, app))
         self.tasks.add(task)
 
     async def _run(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
@@ -407,11 +498,6 @@ def _is_loopback(name: str) -> bool:
 def _is_own(name: str, names: frozenset[str]) -> bool:
     """Whether an address names this machine, where the machine's own names are taken."""
     return "localhost" in names and _is_loopback(name)
-
-
-def _direct(cycle: RequestResponseCycle) -> dict[str, dict[object, object]]:
-    exchange = Exchange(cycle)
-    return {DIRECT: {"read": exchange.read, "write": exchange.write}}
 
 
 class Listener(uvicorn.Server):

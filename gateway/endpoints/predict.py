@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import count
-from typing import Any, TypedDict
+from typing import Any, Protocol
 
 from starlette.types import Receive, Scope, Send
 
@@ -39,13 +39,14 @@ DIRECT = "driftgate.direct"
 """The ASGI extension of a listener that hands over whole bodies and writes whole answers."""
 
 
-class Direct(TypedDict):
-    """What the extension holds."""
+class Direct(Protocol):
+    """What the extension is."""
 
-    read: Callable[[], bytes | None]
-    """The whole body, or None while parts are missing: then they are received."""
-    write: Callable[[int, list[tuple[bytes, bytes]], bytes], Awaitable[None]]
-    """Status, headers in lower case without control characters, body."""
+    def read(self) -> bytes | None:
+        """The whole body, or None while parts are missing: then they are received."""
+
+    async def write(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Status, headers in lower case without control characters, body."""
 
 
 _NOTHING: dict[str, Any] = {}
@@ -120,7 +121,7 @@ class Predict:
             if scope["method"] != "POST":
                 raise MethodError(scope["method"], ["POST"])  # noqa: TRY301  answered below
             model, version, codec = plan(scope, headers)
-            body = direct["read"]() if direct is not None else None
+            body = direct.read() if direct is not None else None
             if body is None:
                 body = await self._body(headers, receive)
             elif len(body) > self._body_bytes_max:
@@ -148,7 +149,7 @@ class Predict:
         if head is not None and head.decision:
             lines.append((b"x-driftgate-decision", head.decision))
         if direct is not None:
-            await direct["write"](status, lines, content)
+            await direct.write(status, lines, content)
             return
         await send({"type": "http.response.start", "status": status, "headers": lines})
         await send({"type": "http.response.body", "body": content})

@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 
@@ -28,6 +29,9 @@ _CODES = {
 }  # fmt: skip
 _FLOATS = frozenset(("FP16", "FP32", "FP64"))
 _RANK_MAX = 32
+_INPUTS_MAX = 1024
+_USUAL_BYTES_MAX = 16 * 1024
+"""Of longer bodies the numbers are all that counts, and orjson reads those faster."""
 _JSON_KINDS = {
     bool: "true or false", str: "text", list: "a list", dict: "an object", type(None): "null",
     int: "an integer", float: "a number",
@@ -52,14 +56,16 @@ def decode(body: bytes, tail: Tail | None = None) -> Call:
     BadRequestError : not JSON, or not an inference request.
     TensorError : an input whose datatype, shape or data is wrong by itself.
     """
+    if tail is None and len(body) <= _USUAL_BYTES_MAX and (usual := _usual(body)) is not None:
+        return usual
     request, is_lenient = parse(body, "an inference request")
     if type(request) is not dict:
         raise BadRequestError(f"the body must be a JSON object, not {kind(request)}")
     inputs = request.get("inputs")
     if type(inputs) is not list or not inputs:
         raise BadRequestError("'inputs' must be a list of at least one tensor")
-    if len(inputs) > 1024:
-        raise BadRequestError(f"'inputs' has {len(inputs)} tensors; 1024 are allowed")
+    if len(inputs) > _INPUTS_MAX:
+        raise BadRequestError(f"'inputs' has {len(inputs)} tensors; {_INPUTS_MAX} are allowed")
     may_hold_booleans = _mentions_booleans(body)
     call = Call([tensor(given, k, may_hold_booleans, tail) for k, given in enumerate(inputs)])
     if len(request) > 1:
@@ -67,6 +73,73 @@ def decode(body: bytes, tail: Tail | None = None) -> Call:
     if is_lenient:
         _refuse_lone_surrogates(call)
     return call
+
+
+class _Input(msgspec.Struct, gc=False):
+    name: str
+    shape: tuple[int, ...]
+    datatype: str
+    data: list[int | float | list[int | float]]
+    parameters: Any = msgspec.UNSET
+
+
+class _Request(msgspec.Struct, gc=False):
+    inputs: list[_Input]
+    id: Any = msgspec.UNSET
+    outputs: Any = msgspec.UNSET
+    parameters: Any = msgspec.UNSET
+
+
+_USUAL = msgspec.json.Decoder(_Request)
+_REST = ("id", "outputs", "parameters")
+
+
+def _usual(body: bytes) -> Call | None:
+    """A call with nothing but numbers, as nearly all are, checked while it is read.
+
+    None for every other body, and for whatever is wrong: `decode` takes another look at it, step by
+    step, and finds the words. That costs a third of this function's time on top, this function
+    saves half of the other's.
+    """
+    try:
+        request = _USUAL.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    given = request.inputs
+    if not 0 < len(given) <= _INPUTS_MAX:
+        return None
+    tensors: list[Tensor] = []
+    for one in given:
+        code, shape = _CODES.get(one.datatype), one.shape
+        data: list[Any] = one.data
+        if code is None or not data or not one.name or one.parameters is not msgspec.UNSET:
+            return None
+        if type(data[0]) is list:
+            data = list(chain.from_iterable(data)) if _is_matrix(data, shape) else []
+        count = 1
+        for size in shape:
+            count *= max(0, size)
+        if len(data) != count or len(shape) > _RANK_MAX:
+            return None
+        try:
+            packed = _packer(code, count).pack(*data)
+        except (struct.error, OverflowError):
+            return None
+        array: Array = np.ndarray(shape, DTYPES[one.datatype], packed)
+        tensors.append(Tensor(one.name, one.datatype, shape, array))
+    call = Call(tensors)
+    if not (request.id is request.outputs is request.parameters is msgspec.UNSET):
+        read_rest({k: v for k in _REST if (v := getattr(request, k)) is not msgspec.UNSET}, call)
+    return call
+
+
+def _is_matrix(data: list[Any], shape: tuple[int, ...]) -> bool:
+    """Whether `data` is a list of lists, as a shape of two axes says."""
+    return (
+        len(shape) == 2
+        and len(data) == shape[0]
+        and all(type(row) is list and len(row) == shape[1] for row in data)
+    )
 
 
 def encode(
