@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import re
+import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -21,7 +22,7 @@ from gateway.capture.log import CaptureLog, CaptureMeters
 from gateway.capture.record import HEAD_LINE
 from gateway.capture.shelf import Shelf
 from gateway.config import ServerConfig
-from gateway.controller import Controller, deaths_of, drifts_of, readiness
+from gateway.controller import HARD_SIGNALS, Controller, deaths_of, drifts_of, readiness
 from gateway.endpoints import (
     about,
     admin,
@@ -36,6 +37,7 @@ from gateway.endpoints import (
     repository,
     revisions,
     rollouts,
+    shadows,
 )
 from gateway.endpoints.predict import Predict, is_prediction
 from gateway.endpoints.route import Endpoint, no_such_path, routes
@@ -48,6 +50,7 @@ from gateway.observer import Observer
 from gateway.place import Place
 from gateway.prediction import DataPlane
 from gateway.recorder import Recorders
+from gateway.shadow import Shadows
 from gateway.sync import Sync
 from gateway.tap import Tap
 from gateway.telemetry import (
@@ -131,6 +134,8 @@ class App:
         self.plane.recorders = Recorders(self.captures)
         self.exposures, self.controller = _rollouts(config, self.plane, place, self.alarms)
         self.plane.exposures = self.exposures
+        self.shadows = _shadows(config, self, place)
+        self.plane.copies = self.shadows.by_model
         self._predict = Predict(self.plane, self.access)
         self._stream = Stream(self.plane, self.access)
         door = revisions.Door(config, self.plane)
@@ -145,6 +150,7 @@ class App:
             *revisions.endpoints(self.plane, door),
             *explain.endpoints(self.plane, door, self.captures.directory),
             *rollouts.endpoints(self.plane, door),
+            *shadows.endpoints(self.plane, door, self.predictions),
             *contracts.endpoints(self.plane, self._predict),
             *openapi.endpoints(self.plane, self.declared),
             *pages.endpoints(self.plane, self.declared),
@@ -181,6 +187,7 @@ class App:
         loading = asyncio.create_task(self._load())
         refreshing = asyncio.create_task(self._refresh())
         rolling = asyncio.create_task(self._roll())
+        shadowing = asyncio.create_task(self.shadows.run(lambda: self.plane.table))
         if self._is_joining:
             # Others answer meanwhile, or clients wait in the queue of the socket: better than 503.
             await asyncio.wait([loading], timeout=_JOIN_S_MAX)
@@ -194,7 +201,9 @@ class App:
             loading.cancel()
             refreshing.cancel()
             rolling.cancel()
-            await asyncio.gather(loading, refreshing, rolling, return_exceptions=True)
+            shadowing.cancel()
+            await asyncio.gather(loading, refreshing, rolling, shadowing, return_exceptions=True)
+            await self.shadows.close()
             self.exposures.close()
             self.controller.close()
             await self.sync.close()
@@ -347,12 +356,9 @@ def _rollouts(
 ) -> tuple[Exposures, Controller]:
     """What counts for rollouts, and what moves them."""
     run_dir = None if place is None else place.run_dir
-    server = "" if place is None else place.server
-    # As in heartbeats: two servers of one host must not write one file.
-    host = re.sub(r"[^A-Za-z0-9._-]", "_", socket.gethostname() + server)
-    slot = "0" if place is None else place.name
+    host, worker = _names(place)
     return (
-        Exposures(config.state_path, run_dir or config.run_path, f"{host}-{slot}"),
+        Exposures(config.state_path, run_dir or config.run_path, worker),
         Controller(
             config.state_path,
             run_dir or config.run_path,
@@ -363,3 +369,33 @@ def _rollouts(
             drifts=drifts_of(log),
         ),
     )
+
+
+def _shadows(config: ServerConfig, app: App, place: Place | None) -> Shadows:
+    """What runs copies of requests."""
+    run_dir = None if place is None else place.run_dir
+    deaths = deaths_of(run_dir)
+
+    def crashed(pid: int) -> str:
+        number = deaths(pid)
+        return signal.Signals(number).name if number in HARD_SIGNALS else ""
+
+    return Shadows(
+        config.state_path,
+        run_dir or config.run_path,
+        _names(place)[1],
+        telemetry=app.telemetry,
+        reference=app.observer.reference,
+        rows_max=config.batch.rows_max,
+        sample=config.monitor.sample / 100,
+        crashed=crashed,
+        predictions=app.predictions,
+    )
+
+
+def _names(place: Place | None) -> tuple[str, str]:
+    """Host, and host and slot, as files are called after them."""
+    server = "" if place is None else place.server
+    # As in heartbeats: two servers of one host must not write one file.
+    host = re.sub(r"[^A-Za-z0-9._-]", "_", socket.gethostname() + server)
+    return host, f"{host}-{'0' if place is None else place.name}"

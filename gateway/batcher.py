@@ -193,6 +193,11 @@ class Batcher:
             return True
         return not self.can_batch and len(self._queue) > 1
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether more rows wait than one batch holds."""
+        return self.rows_queued > self._rows_max
+
     def submit(
         self, inputs: list[Array], rows: int, timeout_s: float
     ) -> "asyncio.Future[list[Array]]":

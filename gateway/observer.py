@@ -9,13 +9,14 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from gateway.alarms import AlarmLog, Crossing
+from gateway.columns import Column
 from gateway.config import ADOPT_ROWS_MAX, ADOPT_ROWS_MIN
 from gateway.errors import BadRequestError, NotFoundError
 from gateway.tap import Observation, Tap
@@ -31,7 +32,7 @@ from gateway.telemetry import (
     event,
 )
 from gateway.watch import AlarmEvent, Shared, Watch, adopted
-from monitors import Monitor
+from monitors import Monitor, Profile
 from monitors.budget import Purpose, divide
 from monitors.window import WINDOWS, WindowName
 from registry import store
@@ -201,6 +202,11 @@ class Observer:
             DRIFT_EVIDENCE: evidence,
             ALARMS_OPEN: alarms,
         }
+
+    def reference(self, model: str, version: int) -> tuple[Sequence[Column], Profile] | None:
+        """The profile that a version is judged by; None while it has none. For any thread."""
+        watch = self._watches.get((model, version))
+        return None if watch is None else watch.reference
 
     def _watch(self, model: str, version: int) -> Watch:
         try:

@@ -5,7 +5,7 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -23,6 +23,7 @@ from gateway.limits import Gate, refuse_rows
 from gateway.protocol.call import Answer, Call, Codec, choose, classified, n_rows, refuse_texts
 from gateway.recorder import Recorders, Taking
 from gateway.router import Choice, Decision, Headers, Look, Meters, Model, Routing, Table, Variant
+from gateway.shadow import Copies
 from gateway.tap import Tap
 from gateway.telemetry import REJECTED, Telemetry
 from gateway.tensors import Array
@@ -84,6 +85,8 @@ class DataPlane:
         self.sample = config.monitor.sample / 100
         self.exposures: Exposures | None = None
         """What variants of rollouts met, where it is counted."""
+        self.copies: Mapping[str, Copies] = {}
+        """Shadows of models that have some."""
         self.predictions: PredictionLog | None = None
         """Where predictions wait for labels, if they do."""
         self.recorders: Recorders | None = None
@@ -175,6 +178,7 @@ async def _answered(  # noqa: C901, PLR0912, PLR0917  one prediction from start 
     timeout_s: float | None = None,
     rows_max: int | None = None,
     taking: Taking | None = None,
+    copies: Copies | None = None,
 ) -> Answer:
     """What the variant that was picked says; all counts are that variant's."""
     served = variant.served
@@ -225,6 +229,8 @@ async def _answered(  # noqa: C901, PLR0912, PLR0917  one prediction from start 
     meters.seconds.observe(time.perf_counter() - start)
     if watched:
         watched.answered(time.perf_counter() - start, inputs, outputs)
+    if copies is not None and decision is not None:
+        copies.offer(variant, decision, head.request_id, inputs, outputs, rows)
     return answer
 
 
@@ -257,7 +263,7 @@ async def _routed(  # noqa: PLR0917  what `infer` knows by now
         taking = _taken(plane, head, call, variant, decision, start, routing)
         answer = await _answered(
             plane, codec, head, body, call, variant, decision, start, first_s, limits.rows_max,
-            taking,
+            taking, plane.copies.get(model),
         )  # fmt: skip
         code = "ok"
     except GatewayError as error:

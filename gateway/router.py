@@ -40,6 +40,10 @@ class Queue(Protocol):
     def is_busy(self) -> bool:
         """Whether rows submitted now would have to wait."""
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether more rows wait than one batch holds."""
+
     def submit(
         self, inputs: list[Array], rows: int, timeout_s: float
     ) -> "asyncio.Future[list[Array]]":
@@ -72,6 +76,19 @@ class Work(Protocol):
     @property
     def ran_at(self) -> float:
         """When the newest run started, by `time.monotonic`; 0: none has."""
+
+
+class Twin(Protocol):
+    """A second way into a version's session, beside its queue: the same weights, runs of its own.
+
+    For one thread at a time.
+    """
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """All outputs for the inputs, in the model's order."""
+
+    def stop(self) -> None:
+        """Ask the run under way to end; from any thread."""
 
 
 class Meters:
@@ -115,6 +132,8 @@ class Variant:
     work: Work
     can_batch: bool
     """Rows of several requests may share a run."""
+    twin: Callable[[], Twin]
+    """Makes another way to run it, for copies."""
 
     @property
     def model(self) -> str:
@@ -230,8 +249,8 @@ class Routing:
     """
 
     __slots__ = (
-        "_any", "_choices", "_drawn", "_late", "_owners", "_rules", "_salt", "_units",
-        "allows_override", "odds", "reads_body", "revision", "route", "state",
+        "_any", "_choices", "_drawn", "_has_shadow", "_late", "_owners", "_rules", "_salt",
+        "_units", "allows_override", "odds", "reads_body", "revision", "route", "state",
     )  # fmt: skip
 
     def __init__(self, name: str, state: ModelState, revision: int, telemetry: Telemetry) -> None:
@@ -256,6 +275,7 @@ class Routing:
         self.reads_body = any(not is_header for _, is_header, _, _ in self._units) or any(
             rule.when.field or rule.when.rows is not None for rule in route.rules
         )
+        self._has_shadow = bool(route.shadow)
         self._owners = b""
         self._drawn: Iterator[bytes] = iter(())
         self._any = Decision(self.choice(routes.CHAMPION, "DEFAULT"))
@@ -291,9 +311,9 @@ class Routing:
     def pick(self, headers: Headers, look: Look | None) -> Decision:
         """By rule, else by unit and bucket."""
         if (decision := self.ruled(headers, look)) is not None:
-            return decision
+            return self._with_unit(decision, headers, look) if self._has_shadow else decision
         if not self._owners:
-            return self._any
+            return self._with_unit(self._any, headers, look) if self._has_shadow else self._any
         kind, unit = self._unit(headers, look)
         bucket = int.from_bytes(blake2b(unit, digest_size=8, key=self._salt).digest()) % buckets.N
         return Decision(self._choices[kind][self._owners[bucket]], bucket, kind, unit)
@@ -318,6 +338,11 @@ class Routing:
             if unit := _header(headers, raw) if is_header else _text(look, name):
                 found[kind] = unit
         return found
+
+    def _with_unit(self, decision: Decision, headers: Headers, look: Look | None) -> Decision:
+        """A decision that no unit made, with the unit that shadows are drawn by."""
+        kind, unit = self._unit(headers, look)
+        return Decision(decision.choice, None, kind, unit)
 
     def _unit(self, headers: Headers, look: Look | None) -> tuple[str, bytes]:
         """What this request is assigned by: the first of the route's units that it has."""

@@ -368,6 +368,7 @@ class Sessions:
             about=about(trial, limits["rows_max"]),
             work=self._work[name, version],
             can_batch=trial.can_batch,
+            twin=session.twin,
         )
         weakref.finalize(variant, self._release, (name, version), batcher)
         return variant

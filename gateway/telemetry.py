@@ -124,6 +124,23 @@ SHED = _declare(
         (*_VERSION, "reason"),
     )
 )
+SHADOW_PAIRS = _declare(
+    Family(
+        "driftgate_shadow_pairs_total",
+        "counter",
+        "Requests that a shadow was compared on, by what came of it: agree, differ, failed.",
+        (*_VERSION, "is"),
+    )
+)
+SHADOW_DROPPED = _declare(
+    Family(
+        "driftgate_shadow_dropped_total",
+        "counter",
+        "Copies that were not compared: inflight_max, bytes_max, champion_busy, deadline_exceeded,"
+        " stuck, not_compared.",
+        (*_VERSION, "reason"),
+    )
+)
 RUNS_ENDED = _declare(
     Family(
         "driftgate_runs_ended_total",

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gateway.columns import answer, columns_of, fit, with_answers
+from gateway.columns import Column, answer, columns_of, fit, with_answers
 from gateway.config import MonitorConfig
 from gateway.counters import Counter
 from gateway.errors import BadRequestError
@@ -227,6 +227,12 @@ class Watch:
     def reference_digest(self) -> str | None:
         """Of the profile that is judged by, as it was given."""
         return self._digest if self.source is not None else None
+
+    @property
+    def reference(self) -> tuple[Sequence[Column], Profile] | None:
+        """The profile that is judged by, and where its channels are. For any thread."""
+        monitor, columns = self.monitor, self._columns
+        return None if monitor is None else (columns, monitor.profile)
 
     @property
     def n_observed(self) -> int:

@@ -72,7 +72,11 @@ class ModelState(
         """Versions that every worker has open."""
         if self.loaded is False:
             return set()
-        return set(self.pins) if self.follow else {*self.aliases.values(), *self.pins}
+        if self.follow:
+            return set(self.pins)
+        shadows = self.route.shadow if self.route is not None else ()
+        by_number = {shadow.to for shadow in shadows if isinstance(shadow.to, int)}
+        return {*self.aliases.values(), *self.pins, *by_number}
 
     def default(self, versions: Sequence[int]) -> int | None:
         """The version that answers when none is named, of those that there are."""

@@ -375,7 +375,6 @@ def targets(route: Route) -> Iterator[tuple[str, Target]]:
 
 
 UNSERVED = {
-    "shadow": "copies to shadows are not made yet",
     "breaker": "there are no breakers yet",
     "limits.rate_per_s_max": "rates are not limited yet",
 }

@@ -286,6 +286,37 @@ def rounds() -> bytes:
     )
 
 
+def round_and_round() -> bytes:
+    """The number itself, after going round so many times; takes what `plus` takes."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["goes_on"], ["still"]),
+            helper.make_node("Add", ["before", "before"], ["after"]),
+        ],
+        "round",
+        [
+            helper.make_tensor_value_info("k", TensorProto.INT64, []),
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("before", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.FLOAT, None),
+        ],
+    )
+    return _model(
+        [
+            helper.make_node("ReduceMax", ["x"], ["highest"], keepdims=0),
+            helper.make_node("Cast", ["highest"], ["most"], to=TensorProto.INT64),
+            helper.make_node("Loop", ["most", "always", "zero"], ["end"], body=body),
+            helper.make_node("Add", ["x", "end"], ["y"]),
+        ],
+        [_info("x", "FP32", ("n", 1))],
+        [_info("y", "FP32", ("n", 1))],
+        {"always": np.array(1, np.bool_), "zero": np.array(0, np.float32)},
+    )
+
+
 def expansion() -> bytes:
     """As many ones as it is told, added up: a short request can ask for any amount of memory."""
     return _model(

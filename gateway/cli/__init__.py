@@ -1,8 +1,8 @@
 """The command `driftgate`: commands and exit codes, no logic.
 
 Exit codes: 0 ok, 2 invalid input or settings, or a server that said no, 3 a conflict with somebody
-else's change, 4 written but not yet applied by all workers. Imports stay lazy: a command that only
-prints a table does not open onnxruntime.
+else's change, 4 written but not yet applied by all workers, 5 a breach. Imports stay lazy: a
+command that only prints a table does not open onnxruntime.
 """
 
 import os
@@ -27,6 +27,7 @@ from gateway.cli import (
     publish,
     route,
     serve,
+    shadow,
     versions,
 )
 from gateway.errors import ConfigError, GatewayError
@@ -80,6 +81,7 @@ for _name in (
     app.command(_name)(getattr(change, _name))
 app.add_typer(route.app, name="route")
 app.add_typer(canary.app, name="canary")
+app.add_typer(shadow.app, name="shadow")
 app.add_typer(labels.app, name="labels")
 app.add_typer(alarm.app, name="alarm")
 app.command("export")(export.export)

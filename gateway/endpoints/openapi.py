@@ -582,6 +582,18 @@ CONTENTS: Mapping[str, Content] = {
         "variants": _ANY,
         "differences": _ANY,
     })),
+    "Shadows": Content(JSON, _object({"model": _NAME, "shadows": _list_of(_ANY)})),
+    "ShadowRequest": _change({}, {
+        "to": _ANY,
+        "sample": {"type": "number", "minimum": 0, "maximum": 100},
+        "inflight_max": {"type": "integer", "minimum": 1},
+        "bytes_max": {"type": "integer", "minimum": 1},
+        "deadline_s": {"type": "number", "exclusiveMinimum": 0},
+        "disagreement_max": {
+            "type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 100,
+        },
+        "compare": {"type": "object", "additionalProperties": _ANY},
+    }),
     "AdminModels": Content(JSON, _object({"models": _list_of(_ABOUT_MODEL)})),
     "AdminModel": Content(JSON, _ABOUT_MODEL),
     "AdminVersion": Content(

@@ -240,6 +240,52 @@ class DeleteRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class PutShadow:
+    """A version gets copies of a model's requests. A new one is a new draw: with a salt of its own.
+
+    One that is there already goes on with the same units, under new settings.
+    """
+
+    model: str
+    shadow: routes.Shadow
+
+    def __call__(self, models: Models, known: Known) -> Models:
+        """The models after it."""
+        state = managed(models, self.model, known)
+        route = state.route or Route()
+        to = str(self.shadow.to)
+        if to in [str(shadow.to) for shadow in route.shadow]:
+            shadows = tuple(self.shadow if str(s.to) == to else s for s in route.shadow)
+        else:
+            shadows = (*route.shadow, self.shadow)
+            salts = {**state.salts, "shadow": secrets.token_hex(buckets.SALT_BYTES)}
+            state = _replace(state, salts=salts)
+        route = _replace(route, shadow=shadows)
+        return _put(models, self.model, routed(state, route), follow=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteShadow:
+    """A version gets no copies any more. What was compared stays."""
+
+    model: str
+    to: str
+
+    def __call__(self, models: Models, known: Known) -> Models:
+        """The models after it."""
+        state = state_of(models, self.model, known)
+        there = () if state.route is None else state.route.shadow
+        left = tuple(shadow for shadow in there if str(shadow.to) != self.to)
+        if state.route is None or len(left) == len(there):
+            raise NotThereError(
+                f"model {self.model!r} has no shadow {self.to[:80]!r}"
+                + suggestion(self.to, [str(shadow.to) for shadow in there])
+            )
+        route = _replace(state.route, shadow=left)
+        return _put(models, self.model, state, route=None if route == Route() else route)
+
+
+@dataclass(frozen=True, slots=True)
 class SetRollout:
     """A step of a rollout, with what it does to route and aliases, in one revision.
 

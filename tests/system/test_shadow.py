@@ -1,0 +1,188 @@
+"""Shadows of a real server with two workers: whatever they do, everybody is answered."""
+
+import json
+import os
+import random
+import signal
+import threading
+
+import httpx
+
+from gateway.exposures import Slot
+from registry.revisions import Revisions
+from tests import models
+from tests.serving import driftgate, request, serve, tensor, wait_until
+
+ROWS = 5
+"""More than `four_rows_at_most` can take."""
+SHADOWS = {
+    "equal": models.plus(0),
+    "differs": models.plus(3),
+    "slow": models.slow(n_rounds=1500),
+    "errs": models.four_rows_at_most(),
+    "endless": models.round_and_round(),
+}
+
+
+class Users:
+    """Users who come and go, asking one model after the other, until told to stop."""
+
+    def __init__(self, server, names, *, n=2):
+        self.failed: list[str] = []
+        self.answered = 0
+        self.is_over = threading.Event()
+        self.names = names
+        self.threads = [threading.Thread(target=self._ask, args=(server, k)) for k in range(n)]
+
+    def _ask(self, server, seed):
+        rng = random.Random(seed)
+        with server.client() as http:
+            while not self.is_over.is_set():
+                for name in self.names:
+                    values = [[1e15 if name == "endless" else rng.gauss(0, 1)] for _ in range(ROWS)]
+                    body = request(tensor("x", "FP32", [ROWS, 1], values))
+                    headers = {"x-user-id": f"u{rng.randrange(10**9)}"}
+                    try:
+                        got = http.post(f"/v2/models/{name}/infer", json=body, headers=headers)
+                    except httpx.HTTPError as error:
+                        self.failed.append(repr(error))
+                        continue
+                    if (
+                        got.status_code != 200
+                        or f"version={1};" not in got.headers["x-driftgate-decision"]
+                    ):
+                        self.failed.append(got.text)
+                    self.answered += 1
+                self.is_over.wait(0.01)  # a rate that leaves the machine to others
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.is_over.set()
+        for thread in self.threads:
+            thread.join(30)
+
+
+def shadow_of(http, model):
+    (found,) = http.get(f"/drift/{model}/shadows").json()["shadows"]
+    return found
+
+
+def test_five_shadows_are_judged_and_everybody_is_answered(tmp_path) -> None:
+    """Equal: ok. Differs, errs: breach. Slow, endless: dropped at the deadline, load-biased. Nobody
+    fails; counts add up over two workers and survive the death of one; a crash bars its shadow.
+    """
+    registry = tmp_path / "models"
+    for name, content in SHADOWS.items():
+        models.put(registry, name, 1, models.plus(0))
+        models.put(registry, name, 2, content)
+        assert driftgate("promote", name, "1", "-r", str(registry)).returncode == 0
+        made = driftgate(
+            "shadow", "start", name, "2", "--deadline-s", "0.3", "--inflight-max", "64",
+            "-r", str(registry),
+        )  # fmt: skip
+        assert made.returncode == 0, made.stderr
+    assert f"{name} route.shadow[0].to none -> 2" in made.stdout
+    assert "undo: driftgate restore" in made.stdout
+    with (
+        serve(
+            registry,
+            flags=("--port", "0", "--workers", "2"),
+            expected_failures=("worker_ended",),
+        ) as server,
+        server.client() as http,
+    ):
+        with Users(server, [*SHADOWS]) as users:
+            wait_until(lambda: shadow_of(http, "equal")["verdict"] == "ok", "equal is ok", 40)
+            wait_until(lambda: shadow_of(http, "slow")["coverage"]["load_biased"], "slow", 20)
+            found = {name: shadow_of(http, name) for name in SHADOWS}
+        assert not users.failed, users.failed[:3]
+        assert found["equal"]["disagreement"]["differ"] == 0
+        assert found["differs"]["verdict"] == found["errs"]["verdict"] == "breach"
+        assert found["differs"]["outputs"]["y"]["rows_differ"] == found["differs"]["rows"]["differ"]
+        apart = found["differs"]["differences"]["y"]
+        assert abs(apart["mean"] - 3) < 1e-3
+        assert apart["low"] is None or apart["low"] <= apart["mean"] <= apart["high"]
+        assert found["errs"]["requests"]["failed"] == found["errs"]["requests"]["compared"] > 0
+        for name in ("slow", "endless"):
+            assert found[name]["verdict"] == "inconclusive", found[name]
+            assert found[name]["coverage"]["dropped"]["deadline_exceeded"] > 0
+        # By any worker: what both have counted, once each.
+        text = http.get("/metrics").text
+        counted = {
+            line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
+            for line in text.splitlines()
+            if line.startswith("driftgate_shadow_") and 'model="equal"' in line
+        }
+        pairs = shadow_of(http, "equal")["requests"]["compared"]
+        assert (
+            sum(n for name, n in counted.items() if "pairs_total" in name) >= pairs - users.answered
+        )
+        assert 'traffic="shadow",variant="2"' in text
+
+        told = driftgate("shadow", "report", "differs", "-r", str(registry))
+        assert told.returncode == 5, told.stdout
+        assert "units disagree" in told.stdout
+        plain = json.loads(
+            driftgate("shadow", "report", "equal", "--json", "-r", str(registry)).stdout
+        )
+        assert plain["shadows"][0]["verdict"] == "ok"
+
+        # kill -9: what was counted stays, and is added to.
+        before = shadow_of(http, "equal")["disagreement"]["n"]
+        kill(http, beats(http)[0], signal.SIGKILL)
+        with Users(server, ["equal"]) as users, server.client() as other:
+            wait_until(lambda: compared(other, "equal") > before, "more pairs", 20)
+        assert not users.failed, users.failed[:3]
+        assert shadow_of(http, "equal")["verdict"] == "ok"
+
+        # A crash while a shadow runs: it took its worker with it, and is not run again by any.
+        with Users(server, ["slow"], n=1):
+            victim = wait_until(lambda: running(registry, "slow"), "a run")
+            kill(http, victim, signal.SIGSEGV)
+            with server.client() as other:
+                wait_until(lambda: barred(other, "slow"), "the shadow is barred", 20)
+        assert "SIGSEGV" in shadow_of(http, "slow")["reason"]
+        with Users(server, ["slow"]) as users:
+            wait_until(lambda: users.answered > 200, "answers", 20)
+        assert not users.failed, users.failed[:3]
+    assert Revisions(registry / ".driftgate").head().models["equal"].aliases["champion"] == 1
+
+
+def compared(http, model):
+    try:
+        return shadow_of(http, model)["disagreement"]["n"]
+    except httpx.HTTPError:  # its worker is gone
+        return 0
+
+
+def barred(http, model):
+    try:
+        return "SIGSEGV" in shadow_of(http, model)["reason"]
+    except httpx.HTTPError:
+        return False
+
+
+def running(registry, model):
+    """The process that runs a shadow at this moment."""
+    for path in (registry / ".driftgate").rglob(f"in_hand/shadow.{model}.*"):
+        found = Slot.read(path)
+        if found and found.running[0] > 0:
+            return found.pid
+    return None
+
+
+def kill(http, victim, number):
+    """End a worker, and wait for the one that takes its place."""
+    os.kill(victim, number)
+    wait_until(lambda: len(beats(http)) == 2 and victim not in beats(http), "a new worker", 20)
+
+
+def beats(http):
+    try:
+        return [each["pid"] for each in http.get("/admin/state").json()["workers"]]
+    except httpx.HTTPError:
+        return []
