@@ -5,7 +5,7 @@ the mass reaches one, and so raise at most as many false alarms as mass was take
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, TypeVar
 
 from monitors.errors import BlockError
@@ -79,13 +79,11 @@ class Budget:
 
     def part(self, share: float) -> "Budget":
         """A share of it, for one of several detectors."""
-        return Budget(
-            alarms=self.alarms,
-            days=self.days,
-            rows=self.rows,
-            warnings=self.warnings,
-            share=self.share * share,
-        )
+        return replace(self, share=self.share * share)
+
+    def with_share(self, share: float) -> "Budget":
+        """The same budget, of which another share is spent here."""
+        return replace(self, share=share)
 
 
 def divide(detectors: Mapping[Name, Purpose]) -> dict[Name, float]:

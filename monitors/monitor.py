@@ -235,7 +235,7 @@ class Monitor:
 
     def spend(self, share: float) -> None:
         """Have this share of the budget from now on; what was spent before stays spent."""
-        self.budget = replace(self.budget, share=share)
+        self.budget = self.budget.with_share(share)
         for value, detector in self._detectors.items():
             detector.spend(self.budget.part(self._shares[value]))
 
