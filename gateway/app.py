@@ -21,6 +21,7 @@ from gateway.alarms import AlarmLog
 from gateway.capture.log import CaptureLog, CaptureMeters
 from gateway.capture.record import HEAD_LINE
 from gateway.capture.shelf import Shelf
+from gateway.conclusions import Shared
 from gateway.config import ServerConfig
 from gateway.controller import HARD_SIGNALS, Controller, deaths_of, drifts_of, readiness
 from gateway.endpoints import (
@@ -75,7 +76,6 @@ from gateway.telemetry import (
     Telemetry,
     event,
 )
-from gateway.watch import Shared
 
 if TYPE_CHECKING:
     from gateway.alarms.webhooks import Webhooks
@@ -121,6 +121,7 @@ class App:
             config.state_path / "references",
             self.alarms,
         )
+        self.observer.champion_of = _champions(self.plane)
         self.sync = Sync(config, self.plane, self.observer, place)
         self._on_ready = on_ready
         self.carrier: Carrier | None = None
@@ -294,6 +295,16 @@ def _webhooks(config: ServerConfig, log: AlarmLog, telemetry: Telemetry) -> "Web
             refused=telemetry.counter(WEBHOOKS, "refused"),
         ),
     )
+
+
+def _champions(plane: DataPlane) -> Callable[[str], int | None]:
+    """The version of a model that answers now, whoever asks."""
+
+    def champion_of(name: str) -> int | None:
+        model = plane.table.models.get(name)
+        return None if model is None or model.champion is None else model.champion.version
+
+    return champion_of
 
 
 def _shared(config: ServerConfig, telemetry: Telemetry, place: Place | None) -> Shared:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -17,8 +18,10 @@ from typing import Any, TypeAlias, TypeVar
 
 from gateway.alarms import AlarmLog, Crossing
 from gateway.columns import Column
+from gateway.conclusions import Shared
 from gateway.config import ADOPT_ROWS_MAX, ADOPT_ROWS_MIN
 from gateway.errors import BadRequestError, NotFoundError
+from gateway.pair import Pair
 from gateway.tap import Observation, Tap
 from gateway.telemetry import (
     ALARMS_OPEN,
@@ -31,7 +34,7 @@ from gateway.telemetry import (
     Sample,
     event,
 )
-from gateway.watch import AlarmEvent, Shared, Watch, adopted
+from gateway.watch import AlarmEvent, Watch, adopted
 from monitors import Monitor, Profile
 from monitors.budget import Purpose, divide
 from monitors.window import WINDOWS, WindowName
@@ -74,6 +77,11 @@ class Observer:
         """Called by the observer's thread with what happens to alarms, on the worker that judges;
         they must not wait."""
         self._watches: dict[tuple[str, int], Watch] = {}
+        self._rivals: frozenset[Watch] = frozenset()
+        """Watches of models of which several versions are watched."""
+        self._pairs: dict[tuple[str, int], Pair] = {}
+        self.champion_of: Callable[[str], int | None] = lambda _: None
+        """The version of a model that others are compared with."""
         self._others: dict[str, dict[str, tuple[Purpose, Spend]]] = {}
         self._asked: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._lock = threading.Lock()
@@ -93,6 +101,8 @@ class Observer:
     def add(self, watch: Watch) -> None:
         """Watch one more version. A new dictionary, so that readers never see a change."""
         self._watches = {**self._watches, (watch.model, watch.version): watch}
+        known = Counter(model for model, _ in self._watches)
+        self._rivals = frozenset(w for w in self._watches.values() if known[w.model] > 1)
         self._divide(watch.model)
 
     def spend_on(self, model: str, name: str, purpose: Purpose, spend: Spend) -> None:
@@ -136,6 +146,41 @@ class Observer:
         """The report of one version."""
         watch = self._watch(model, version)
         return await self.ask(lambda: watch.report(window))
+
+    async def against(
+        self, model: str, version: int | None, champion: int, window: WindowName
+    ) -> dict[str, Any]:
+        """A version beside the champion; without one the only other that has had rows.
+
+        Raises
+        ------
+        BadRequestError : the champion itself is meant, or there are several.
+        NotFoundError : there is nothing to compare with.
+        """
+        return await self.ask(lambda: self._against(model, version, champion).report(window))
+
+    def _against(self, model: str, version: int | None, champion: int) -> Pair:
+        if self._watch(model, champion).monitor is None:
+            raise NotFoundError(
+                f"model {model!r}: its champion, version {champion}, has no reference, whose bins"
+                " versions are compared in"
+            )
+        if version is None:
+            found = [w.version for w in self._rivals if w.model == model if w.version != champion]
+            pairs = [pair for n in found if (pair := self._pairs.get((model, n))) and pair.n_rows]
+            if len(pairs) == 1:
+                return pairs[0]
+            said = ", ".join(map(str, sorted(found))) or "none"
+            raise BadRequestError(
+                f"model {model!r}: name the version to compare with the champion; beside it there"
+                f" are open: {said}"
+            )
+        if version == champion:
+            raise BadRequestError(f"model {model!r} version {version} is the champion itself")
+        pair = self._pair(self._watch(model, version))
+        if pair is None:
+            raise NotFoundError(f"model {model!r} version {version}: nothing to compare it with")
+        return pair
 
     async def summary(self) -> list[dict[str, Any]]:
         """One line for every watched version."""
@@ -232,6 +277,9 @@ class Observer:
         for watch in self._watches.values():
             watch.catch_up()
             watch.save()
+        for pair in self._pairs.values():
+            pair.tick(time.time())
+            pair.save()
         self._pass_on()
         if self._lease is not None:
             self._lease.release()
@@ -246,7 +294,32 @@ class Observer:
         first = next((w for w in self._watches.values() if w.monitor is not None), None)
         for watch in self._watches.values():
             self._guarded(watch, partial(watch.tick, now, is_looking=watch is first))
+        for watch in self._rivals:
+            if (pair := self._pair(watch)) is not None:
+                self._guarded(watch, partial(self._compare, pair, now))
         self._pass_on()
+
+    def _compare(self, pair: Pair, now: float) -> None:
+        name = f"version {pair.version} against {pair.against}"
+        if pair.n_rows and name not in self._others.get(pair.model, {}):
+            self.spend_on(pair.model, name, "canary", pair.spend)
+        pair.tick(now)
+
+    def _pair(self, watch: Watch) -> Pair | None:
+        """A version beside the champion of now, if it is not itself the champion."""
+        key = (watch.model, watch.version)
+        champion = self._watches.get((watch.model, self.champion_of(watch.model) or 0))
+        pair = self._pairs.get(key)
+        if pair is not None and (champion is None or not pair.is_of(champion)):
+            del self._pairs[key]
+            self.spend_no_more(pair.model, f"version {pair.version} against {pair.against}")
+            pair = None
+        if champion is None or champion is watch or champion.monitor is None:
+            return None
+        if pair is None:
+            pair = Pair(watch, champion, config=watch.config, shared=self.shared)
+            self._pairs[key] = pair
+        return pair
 
     def _pass_on(self) -> None:
         for watch in self._watches.values():
@@ -332,6 +405,8 @@ class Observer:
                 if watch is None:
                     continue
                 self._guarded(watch, partial(watch.count, block))
+                if watch in self._rivals and (pair := self._pair(watch)) is not None:
+                    self._guarded(watch, partial(pair.count, block))
             time.sleep(0)  # the event loop first
 
     def _answer(self) -> None:

@@ -9,15 +9,15 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gateway.columns import Column, answer, columns_of, fit, with_answers
+from gateway.conclusions import Cells, Conclusions, Shared
 from gateway.config import MonitorConfig
 from gateway.counters import Counter
 from gateway.errors import BadRequestError
@@ -25,19 +25,15 @@ from gateway.tap import Observation
 from gateway.telemetry import TAP_DROPPED, event, series_name
 from gateway.tensors import BFLOAT16, Array, widened
 from monitors import Alarm, Budget, Monitor, MonitorError, Profile
-from monitors.counts import share
+from monitors.counts import Counts, share
 from monitors.monitor import BLOCK_ROWS, BLOCK_S
 from monitors.window import WindowName
-from registry import store
 from registry.errors import RegistryError
 from registry.signature import Signature
 
-Cells = npt.NDArray[np.int64]
 Scores = tuple[tuple[str, str, float, float], ...]
 """Channel, statistic, value, and the line that no drift would stay below."""
 
-_SAVE_S = 1.0
-_SAVE_BYTES_PER_S = 2_000_000
 _STALE_S = 15.0
 """Rows that have waited so long for their verdict are a gap. A large state is written rarely."""
 
@@ -79,55 +75,14 @@ class _Adoption:
     blocks: list[dict[str, Array]] = field(default_factory=list)
 
 
-class Shared:
-    """Where counts and conclusions are: in this process alone, or on the host for all workers.
-
-    Parameters
-    ----------
-    directory : of the conclusions; None: they are not kept
-    array : (name, n) -> cells of this worker that all workers can read; None: they cannot
-    total : name -> the sum of these cells over all workers; `is_looking` for new workers, too
-    """
-
-    def __init__(
-        self,
-        directory: Path | None = None,
-        array: "Callable[[str, int], memoryview[int]] | None" = None,
-        total: Callable[..., Cells | None] | None = None,
-    ) -> None:
-        self.directory = directory
-        self.is_holder = False
-        """Whether this worker holds the lease: it judges, and it alone writes conclusions."""
-        self._array = array
-        self._total = total
-
-    @property
-    def is_host_wide(self) -> bool:
-        """Whether counts of several workers add up."""
-        return self._array is not None and self._total is not None
-
-    @property
-    def is_judge(self) -> bool:
-        """Whether this worker turns counts into evidence."""
-        return self.is_holder or not self.is_host_wide
-
-    def cells(self, name: str, n: int) -> Cells:
-        """(n,) counts that this worker adds to."""
-        if self._array is None:
-            return np.zeros(n, np.int64)
-        return np.frombuffer(self._array(name, n), np.int64)
-
-    def counted(self, name: str, own: Counter) -> int:
-        """What all workers have counted of one series, of which this worker has counted `own`."""
-        found = self._total(name) if self._total is not None else None
-        return own.value if found is None else int(found[0])
-
-    def total(self, name: str, own: Cells, *, is_looking: bool = True) -> Cells:
-        """(n,) counts of all workers."""
-        found = None
-        if self._total is not None and self._array is not None:
-            found = self._total(name, is_looking=is_looking)
-        return own.copy() if found is None or found.size != own.size else found
+def budget_of(config: MonitorConfig, share: float) -> Budget:
+    """A share of a model's budget, as settings have it."""
+    return Budget(
+        alarms=config.budget_alarms,
+        days=None if config.budget_rows else config.budget_days,
+        rows=config.budget_rows or None,
+        share=config.budget_share * share,
+    )
 
 
 class Watch:
@@ -160,7 +115,7 @@ class Watch:
         self._scores: Scores = ()
         self._scored = -1
         self._signature = signature
-        self._config = config
+        self.config = config
         self._references = references
         self._shared = shared or Shared()
         self._all, self._unwatched = columns_of(signature)
@@ -170,10 +125,8 @@ class Watch:
         self._name = ""
         self._digest = ""
         self._folded_at = 0.0
-        self._saved_at = 0.0
-        self._save_s = _SAVE_S
+        self._kept = Conclusions(None)
         self._is_changed = False
-        self._read: tuple[float, int] | None = None
         self._was_judge = False
         self._fresh_at = -math.inf
         self._n_before = 0
@@ -199,29 +152,26 @@ class Watch:
         self._cells = self._shared.cells(self._name, size)
         self._cursor = np.zeros(size, np.int64)
         self._was_judge = False
-        self._read = None
+        self._kept = self._shared.conclusions(f"{self.model}-{self.version}-{digest}")
         # Nothing counted yet: what was kept before now was read from counters that are gone.
         self._fresh_at = -math.inf
         if not self._shared.total(self._name, self._cells)[0]:
             self._fresh_at = time.time()
 
     def _new_monitor(self, profile: Profile) -> Monitor:
-        config = self._config
-        budget = Budget(
-            alarms=config.budget_alarms,
-            days=None if config.budget_rows else config.budget_days,
-            rows=config.budget_rows or None,
-            share=config.budget_share * self.share,
-        )
+        config = self.config
         return Monitor(
-            profile, budget=budget, tolerance=config.tolerance, window_rows=config.window_rows
+            profile,
+            budget=budget_of(config, self.share),
+            tolerance=config.tolerance,
+            window_rows=config.window_rows,
         )
 
     def spend(self, share: float) -> None:
         """Have this part of the model's budget from now on."""
         self.share = share
         if self.monitor is not None:
-            self.monitor.spend(self._config.budget_share * share)
+            self.monitor.spend(self.config.budget_share * share)
 
     @property
     def reference_digest(self) -> str | None:
@@ -242,6 +192,24 @@ class Watch:
         return self._n_before + int(self._shared.total(self._name, self._cells)[0])
 
     @property
+    def counted(self) -> Counts | None:
+        """(n_cells,) rows of the host so far in the bins that it is judged by; None without."""
+        if self.monitor is None:
+            return None
+        total = self._shared.total(self._name, self._cells, is_looking=False)
+        rows: Counts = total[1:].reshape(self.monitor.n_layers, -1).sum(axis=0)
+        return rows
+
+    @property
+    def channels(self) -> Iterable[str]:
+        """Names of the columns that are judged."""
+        return () if self.monitor is None else self.monitor.profile.channels
+
+    def fit(self, profile: Profile) -> list[Column]:
+        """The columns that another version's profile could be counted by."""
+        return fit(profile, self._all, self._signature)[0]
+
+    @property
     def n_dropped(self) -> int:
         """Rows of this version that full taps of the host's workers have dropped."""
         name = series_name(TAP_DROPPED, (self.model, str(self.version)))
@@ -256,7 +224,7 @@ class Watch:
             waiting = max(int(total[0] - self._cursor[0]), 0)
         judged = monitor.at if monitor is not None else None
         return {
-            "sample": self._config.sample,
+            "sample": self.config.sample,
             "share": observed / (observed + dropped) if observed + dropped else None,
             "judged": judged,
             "rows_waiting": waiting,
@@ -267,8 +235,8 @@ class Watch:
                     "not all of the model is watched, see problems",
                 ),
                 *_if(
-                    self._config.sample < 100,
-                    f"only {self._config.sample:g} % of requests are looked at",
+                    self.config.sample < 100,
+                    f"only {self.config.sample:g} % of requests are looked at",
                 ),
                 *_if(
                     dropped > 0,
@@ -355,7 +323,7 @@ class Watch:
         """Count a slice of observations of this version."""
         if self.monitor is None and self.adoption is None:
             return
-        block = self._block(observations)
+        block = self.block(observations)
         if self.adoption is not None:
             block = self._collect(block)
         if self.monitor is None or not block:
@@ -384,7 +352,7 @@ class Watch:
         n_rows = int(total[0] - self._cursor[0])
         if n_rows and (n_rows >= BLOCK_ROWS or now - self._folded_at >= BLOCK_S):
             self._fold(total, n_rows, now)
-        if self._is_changed and time.monotonic() - self._saved_at >= self._save_s:
+        if self._is_changed and self._kept.is_due:
             self.save()
 
     def catch_up(self) -> None:
@@ -456,43 +424,29 @@ class Watch:
 
     # -- conclusions in a file
 
-    @property
-    def _file(self) -> Path | None:
-        if self._shared.directory is None or not self._name:
-            return None
-        digest = self._name.rpartition(":")[2]
-        return self._shared.directory / f"{self.model}-{self.version}-{digest}.state"
-
     def save(self) -> None:
         """Write evidence and how far the counts were read, both at once."""
-        if self._file is None or self.monitor is None or not self._shared.is_holder:
+        if self.monitor is None or not self._shared.is_holder:
             return
-        data = self._cursor.tobytes() + self.monitor.to_bytes()
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            store.replace(self._file, data, is_durable=False)
+            self._kept.save(self._cursor, self.monitor.to_bytes())
         except (OSError, RegistryError):
             self.meters.errors.add()
         else:
             self._is_changed = False
-        self._saved_at = time.monotonic()
-        self._save_s = max(_SAVE_S, len(data) / _SAVE_BYTES_PER_S)
 
     def _restore(self) -> None:
         """Take up what was concluded last, if it is of this profile and can be read."""
-        file, monitor = self._file, self.monitor
-        if file is None or monitor is None:
+        monitor = self.monitor
+        if monitor is None:
             return
         try:
-            found = file.stat()
-            if self._read == (found.st_mtime, found.st_ino):
+            found = self._kept.read(self._cursor.size)
+            if found is None:
                 return
-            data = file.read_bytes()
-            cursor = np.frombuffer(data[: self._cursor.nbytes], np.int64).copy()
+            cursor, concluded, written = found
             fresh = self._new_monitor(monitor.profile)
-            fresh.restore(data[self._cursor.nbytes :])
-        except FileNotFoundError:
-            return
+            fresh.restore(concluded)
         except (OSError, ValueError, MonitorError) as error:
             event(
                 "monitor_state_skipped",
@@ -502,11 +456,10 @@ class Watch:
                 reason=str(error),
             )
             return
-        self._read = (found.st_mtime, found.st_ino)
         self.monitor = fresh
         self._scored = -1
         # Counts of this process alone begin at zero with it; those of a host go on.
-        goes_on = self._shared.is_host_wide and found.st_mtime >= self._fresh_at
+        goes_on = self._shared.is_host_wide and written >= self._fresh_at
         self._cursor = cursor if goes_on else np.zeros_like(self._cells)
 
     # -- what is asked
@@ -523,7 +476,7 @@ class Watch:
             "rows_observed": self.n_observed,
             "rows_dropped": self.n_dropped,
             "coverage": self.coverage(time.time()),
-            "window_rows": self._config.window_rows,
+            "window_rows": self.config.window_rows,
         }
         if monitor is not None:
             layout = monitor.profile.layout
@@ -600,12 +553,14 @@ class Watch:
 
     # -- rows
 
-    def _block(self, observations: list[Observation]) -> dict[str, Array]:
-        """(n_rows,) values of every channel."""
+    def block(
+        self, observations: list[Observation], columns: Iterable[Column] | None = None
+    ) -> dict[str, Array]:
+        """(n_rows,) values of every channel that is judged, or of these columns."""
         n = sum(observation.rows for observation in observations)
         tensors: dict[tuple[bool, int], Array] = {}
         block: dict[str, Array] = {}
-        for column in self._columns:
+        for column in self._columns if columns is None else columns:
             at = (column.is_output, column.tensor)
             if at not in tensors:
                 tensors[at] = _rows_of(observations, *at)

@@ -1,8 +1,8 @@
-"""Two versions side by side: do rows of one lie as rows of the other do, at the same time?
+"""Two versions side by side: whether rows of one lie as rows of the other do, at the same time.
 
-There is no reference here that could be out of date: each block is rows of both, counted in the same
-bins while the same things happened outside. So a daily rhythm, a holiday or a drift of all traffic
-is no difference. What is bet on is which of the two a row belongs to, given its bin.
+There is no reference here that could be out of date: each block is rows of both, counted in the
+same bins while the same things happened outside. So a daily rhythm, a holiday or a drift of all
+traffic is no difference. What is bet on is which of the two a row belongs to, given its bin.
 """
 
 import io

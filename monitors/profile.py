@@ -31,7 +31,7 @@ from monitors.channel import (
 from monitors.counts import Counts
 from monitors.document import COUNT_MAX, Part, parse
 from monitors.errors import ProfileError
-from monitors.layout import SPECIAL, Floats, Layout
+from monitors.layout import SPECIAL, Floats, Layout, Places
 from monitors.season import Order
 from monitors.summary import is_wide, summarised
 from monitors.witness import (
@@ -161,18 +161,12 @@ class Profile:
             groups = [group for group in self.witness.groups if set(group.names) <= set(chosen)]
             is_whole = self.witness.has_quality and set(chosen) == set(self.channels)
             witness = Witness(groups=tuple(groups), has_quality=is_whole)
-        wanted = (*chosen, *(witness.names if witness is not None else ()))
-        places = {name: k for k, name in enumerate(self.layout.names)}
-        rows = np.array([places[_whole_norm(name, places)] for name in wanted], np.intp)
-        cells = np.concatenate(
-            [np.arange(s, s + n) for s, n in zip(
-                self.layout.starts[rows], self.layout.sizes[rows], strict=True)]
-        ) if rows.size else np.zeros(0, np.intp)  # fmt: skip
+        shell = replace(shell, witness=witness)
+        rows, cells = self._kept(shell)
         order, segments = self.order, self.segments
         n_marginal = sum(channel.n_bins for channel in shell)
         return replace(
             shell,
-            witness=witness,
             witness_counts=self.layout.counts[cells][n_marginal:],
             order=None if order is None else Order(
                 effects=order.effects[rows], pulls=order.pulls[rows], counts=order.counts[:, cells]
@@ -182,6 +176,19 @@ class Profile:
                 counts={value: counts[cells] for value, counts in segments.counts.items()},
             ),
         )  # fmt: skip
+
+    def cells_in(self, whole: "Profile") -> Places:
+        """(n_cells,) the cell in the layout of the whole of each that was selected of it."""
+        return whole._kept(self)[1]  # noqa: SLF001  its own kind
+
+    def _kept(self, part: "Profile") -> tuple[Places, Places]:
+        """Channels and cells of this layout that a part of this profile has, in its order."""
+        places = {name: k for k, name in enumerate(self.layout.names)}
+        wanted = (*part.channels, *(part.witness.names if part.witness is not None else ()))
+        rows = np.array([places[_whole_norm(name, places)] for name in wanted], np.intp)
+        starts, sizes = self.layout.starts[rows], self.layout.sizes[rows]
+        spans = [np.arange(s, s + n) for s, n in zip(starts, sizes, strict=True)]
+        return rows, np.concatenate(spans) if spans else np.zeros(0, np.intp)
 
     def rebased(self, counts: Counts, lineage: Mapping[str, object]) -> "Profile":
         """The same bins with other rows as the reference: a new normal, or another version's rows.

@@ -28,6 +28,10 @@ def drift(
     ] = None,
     version: Annotated[int | None, typer.Option(help="Default: the version that answers.")] = None,
     window: Annotated[str, typer.Option(help="last, 1h, 24h, decayed, total.")] = "last",
+    against: Annotated[
+        str | None,
+        typer.Option(help="champion: compare a version with it, rows of the same time."),
+    ] = None,
     rows: Annotated[int, typer.Option(help="With adopt: how many rows.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
@@ -41,6 +45,11 @@ def drift(
         case []:
             found = call(url, "GET", "/drift")["models"]
             output.print_json(found) if as_json else _print_summary(found)
+        case [model] if against is not None:
+            query = {"window": window, "against": against}
+            query |= {name: str(number) for name, number in chosen.items()}
+            found = call(url, "GET", f"/drift/{quote(model, safe='')}", query=query)
+            output.print_json(found) if as_json else print_comparison(found)
         case [model]:
             query = {"window": window} | {name: str(number) for name, number in chosen.items()}
             report = call(url, "GET", f"/drift/{quote(model, safe='')}", query=query)
@@ -89,6 +98,47 @@ def print_report(report: dict[str, Any]) -> None:
     for alarm in found["alarms"] if found else []:
         _print_alarm(alarm)
     for problem in (*report["problems"], *report["coverage"]["gaps"]):
+        console.print(f"note: {problem}", markup=False)
+
+
+def print_comparison(found: dict[str, Any]) -> None:
+    """Two versions side by side as a table."""
+    console, report = output.console, found["report"]
+    console.print(
+        f"[bold]{escape(found['model'])}[/] version {found['version']}, {report['n_rows']} rows,"
+        f" beside version {found['against']}, {report['n_against']} rows"
+    )
+    shown = output.table(
+        "channel", "PSI", "line", "", "evidence", "champion", "version",
+        right=["PSI", "line", "evidence"],
+    )  # fmt: skip
+    named = {one["channel"] for one in report["differences"]}
+    for channel in report["channels"]:
+        psi, name = channel["scores"].get("psi"), channel["name"]
+        if psi is None:
+            shown.add_row(escape(name), "-", "-", "no rows", "-")
+            continue
+        colour = "red" if name in named else "yellow" if psi["is_above"] else "default"
+        shown.add_row(
+            escape(name),
+            f"[{colour}]{psi['value']:.3f}[/]",
+            f"{psi['line']:.3f}",
+            "differs" if name in named else "above" if psi["is_above"] else "",
+            _odds(channel["evidence"]),
+            output.bars(channel["against"]),
+            output.bars(channel["current"]),
+        )
+    console.print(shown)
+    for one in report["differences"]:
+        moved = ", ".join(
+            f"{escape(part['bin'])} {part['against']:.1%} / {part['current']:.1%}"
+            for part in one["moved"]
+        )
+        console.print(
+            f"[red]differs[/]: {escape(one['channel'])}"
+            f" (evidence {_odds(one['evidence'])}): {moved}"
+        )
+    for problem in found["problems"]:
         console.print(f"note: {problem}", markup=False)
 
 

@@ -28,10 +28,20 @@ def endpoints(plane: DataPlane, observer: Observer, telemetry: Telemetry) -> lis
         return JSONAnswer({"models": await observer.summary()})
 
     async def drift(request: Request) -> Response:
-        given = query(request, "version", "window")
-        window = window_of(given.get("window", "last"))
-        version = version_of(plane, request.path_params["model"], given.get("version"))
-        return JSONAnswer(await observer.report(request.path_params["model"], version, window))
+        given = query(request, "version", "window", "against")
+        name, window = request.path_params["model"], window_of(given.get("window", "last"))
+        if "against" not in given:
+            version = version_of(plane, name, given.get("version"))
+            return JSONAnswer(await observer.report(name, version, window))
+        champion = version_of(plane, name, None)
+        if given["against"] not in {"champion", str(champion)}:
+            raise BadRequestError(
+                f"against {shown(given['against'])}: versions are compared with the champion only,"
+                f" version {champion}"
+            )
+        asked = given.get("version")
+        other = None if asked is None else version_of(plane, name, asked)
+        return JSONAnswer(await observer.against(name, other, champion, window))
 
     async def metrics(_: Request) -> Response:
         return await exposition(await observer.samples())
@@ -49,7 +59,7 @@ def endpoints(plane: DataPlane, observer: Observer, telemetry: Telemetry) -> lis
         Endpoint("GET", "/drift", "monitor", summary, "All versions, a line each.",
                  answer="DriftSummary"),
         Endpoint("GET", "/drift/{model}", "monitor", drift, "Scores of one version.",
-                 query=("version", "window"), answer="Drift"),
+                 query=("version", "window", "against"), answer="Drift"),
         Endpoint("GET", "/metrics", "monitor", metrics, "Counters, latencies, scores.",
                  answer="Text"),
         Endpoint("GET", "/metrics/bins", "monitor", bins, "Rows per bin of every channel.",

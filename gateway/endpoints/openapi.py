@@ -440,6 +440,14 @@ _DRIFT = _object(
     },
     {"message": _TEXT, "budget": {"type": "object"}, "adopting": _ANY},
 )
+_COMPARED = _object({
+    "model": _NAME,
+    "version": _COUNT,
+    "against": _COUNT,
+    "budget": {"type": "object"},
+    "problems": _list_of(_TEXT),
+    "report": {"type": "object"},
+})  # fmt: skip
 
 _TRUTH: Schema = {"type": ["number", "boolean", "string"]}
 _LABEL: Schema = {
@@ -539,7 +547,7 @@ CONTENTS: Mapping[str, Content] = {
         "inference_stats": _ANY,
     }))})),
     "DriftSummary": Content(JSON, _object({"models": _list_of(_DRIFT_LINE)})),
-    "Drift": Content(JSON, _DRIFT),
+    "Drift": Content(JSON, {"anyOf": [_DRIFT, _COMPARED]}),
     "LabelsRequest": Content(
         JSON,
         {"anyOf": [

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gateway.conclusions import Shared
 from gateway.config import MonitorConfig
 from gateway.counters import HostCounts, Region, directory, file_of
 from gateway.tap import Observation
 from gateway.telemetry import TAP_DROPPED, series_name
-from gateway.watch import Shared, Watch, WatchMeters
+from gateway.watch import Watch, WatchMeters
 from monitors import Profile
 from registry.signature import Signature, TensorSpec
 
@@ -149,7 +150,7 @@ def test_what_is_not_judged_is_said_for_the_whole_host(tmp_path: Path) -> None:
 
     alone = watch()
     assert "no reference" in alone.report("last")["coverage"]["gaps"][0]
-    alone._config = replace(CONFIG, sample=20)
+    alone.config = replace(CONFIG, sample=20)
     assert "only 20 % of requests" in str(alone.coverage(0.0)["gaps"])
 
 
@@ -223,7 +224,7 @@ def test_what_was_not_saved_is_judged_again_from_the_counts(tmp_path: Path) -> N
     reference = profile()
     first = Worker(tmp_path, "0", reference, is_holder=True)
     first.count(drawn(300, 3, shift=1.0))
-    first.watch._saved_at = float("inf")  # It dies before the second is over.
+    first.watch._kept.saved_at = float("inf")  # It dies before the second is over.
     first.watch.tick(1000.0)
     assert not list((tmp_path / "monitors").glob("*.state"))
 
@@ -257,8 +258,8 @@ def test_a_damaged_state_is_left_and_monitoring_begins_anew(tmp_path: Path, dama
     shared.is_holder = True
     seen = watch(shared=shared)
     seen.judge_by(profile(), "reference.json")
-    assert seen._file is not None
-    seen._file.write_bytes(damage)
+    assert seen._kept.file is not None
+    seen._kept.file.write_bytes(damage)
     seen.count(observations(drawn(60, 5), 50))
     seen.catch_up()
 

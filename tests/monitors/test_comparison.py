@@ -61,8 +61,8 @@ def test_no_bet_earns_anything_while_shares_are_within_the_tolerance(seed, w, ta
         theirs = draw.dirichlet(np.full(k, shape))
         step = draw.normal(size=k) * np.sqrt(theirs)
         for bet in range(3):
-            for move in (step, theirs * np.sign(log_a[bet, cells])):
-                move = move - theirs * move.sum()
+            for way in (step, theirs * np.sign(log_a[bet, cells])):
+                move = way - theirs * way.sum()
                 size = np.sqrt((move**2 / np.maximum(theirs, 1e-300)).sum())
                 ours = theirs + move * (tau / size if size > 0 else 0)
                 if (ours < 0).any() or not is_placed[bet, 1]:
@@ -144,6 +144,4 @@ def test_a_report_shows_both_over_the_same_stretch_of_time() -> None:
     score = found["channels"][2]
     assert score["scores"]["psi"]["is_above"]
     assert not found["channels"][1]["scores"]["psi"]["is_above"]
-    assert score["against"] == pytest.approx(
-        (theirs[-len(score["bins"]) :] / 900).tolist()
-    )
+    assert score["against"] == pytest.approx((theirs[-len(score["bins"]) :] / 900).tolist())

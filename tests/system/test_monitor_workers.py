@@ -8,7 +8,7 @@ import numpy as np
 
 from monitors import Profile
 from tests import models
-from tests.serving import request, serve, tensor, wait_until
+from tests.serving import driftgate, request, serve, tensor, wait_until
 
 TWO = ("--port", "0", "--workers", "2")
 ROWS = 40
@@ -81,3 +81,66 @@ def test_any_worker_tells_what_all_have_seen_and_evidence_outlives_the_judge(
     with serve(tmp_path / "registry", flags=TWO) as server:
         send(server, 1.5, 5)
         wait_until(lambda: all_say(server, n_sent), "a restart forgets nothing")
+
+
+def test_a_version_is_compared_with_the_champion_over_all_workers(tmp_path: Path) -> None:
+    """Rows of the same time, in the champion's bins; only the answers differ, and it is said so.
+
+    Both drift together meanwhile, far from the reference: that is no difference. What is asked for
+    in vain is told why.
+    """
+    for version, added in ((1, 1.0), (2, 0.0)):
+        directory = models.put(tmp_path / "registry", "m", version, models.plus(added))
+        x = np.random.default_rng(1).normal(size=(5000, 1)).astype(np.float32)
+        columns = {"input:x": x[:, 0], "output:y": x[:, 0] + np.float32(added)}
+        (directory / "reference.json").write_text(Profile.fit(columns).to_json())
+    models.put(tmp_path / "registry", "lonely", 1, models.identity("FP32"))
+    draw = np.random.default_rng(2)
+
+    with serve(tmp_path / "registry", {"monitor.budget_rows": 50_000}, flags=TWO) as server:
+
+        def ask(**query) -> tuple[int, dict]:
+            with server.client() as client:
+                got = client.get("/drift/m", params={"against": "champion", **query})
+            return got.status_code, got.json()
+
+        for part in range(25):
+            for version, rows in ((1, 20), (2, 60)):
+                x = draw.normal(part / 10, 1, (rows, 1)).astype(np.float32).tolist()
+                with server.client() as client:
+                    got = client.post(
+                        f"/v2/models/m/versions/{version}/infer",
+                        json=request(tensor("x", "FP32", [rows, 1], x)),
+                    )
+                assert got.status_code == 200
+            if part == 0:
+                assert ask()[0] in {200, 400}
+        wait_until(
+            lambda: all(ask(window="total")[1].get("report", {}).get("n_rows") == 500
+                        for _ in range(6)),
+            "each worker tells of all rows of the version",
+        )  # fmt: skip
+        status, found = ask(window="total", version="1")
+        assert (status, found["version"], found["against"]) == (200, 1, 2)
+        channels = {channel["name"]: channel for channel in found["report"]["channels"]}
+        named = {one["channel"] for one in found["report"]["differences"]}
+        assert ("output:y" in named, "input:x" in named) == (True, False)
+        assert channels["input:x"]["evidence"] < 100
+        assert not channels["input:x"]["scores"]["psi"]["is_above"]
+        assert 0 < found["budget"]["share"] < 0.2
+
+        for query, code in (
+            ({"version": "2"}, 400),
+            ({"against": "1"}, 400),
+            ({"version": "3"}, 404),
+            ({"against": "2", "window": "x"}, 400),
+        ):
+            assert ask(**query)[0] == code
+        with server.client() as client:
+            alone = client.get("/drift/lonely", params={"against": "champion"})
+            assert (alone.status_code, "no reference" in alone.text) == (404, True)
+            both = client.get("/drift").json()["models"]
+        # A difference calls nobody: what pages there are, are about the reference.
+        assert all("against" not in str(line["alarms"]) for line in both)
+        ended = driftgate("drift", "m", "--against", "champion", "--server", server.url)
+        assert (ended.returncode, "differs" in ended.stdout) == (0, True), ended.stderr
