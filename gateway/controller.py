@@ -22,6 +22,8 @@ from gateway.alarms import AlarmLog
 from gateway.decision import Around, Move, Readiness, edges_of, judge, next_move
 from gateway.exposures import Slot
 from gateway.folding import Folded
+from gateway.shadow.report import cases_of
+from gateway.shadow.tally import Pairing
 from gateway.telemetry import event
 from monitors.guards import slow
 from monitors.guards.bets import CANDIDATE, CONTROL
@@ -133,12 +135,14 @@ class Controller:
             evidence = evidence + each.evidence
         evidence = evidence + folded.counted
         self._count_deaths(rollout, folded)
+        barred = self._shadowed(model, rollout, evidence)
         if not rollout.slow_s or not rollout.edges:
             self._freeze(model, rollout, evidence, found)
         met = folded.units_met(evidence)
         now = self._now()
         units = folded.units_since(rollout, met)
-        said = judge(rollout, evidence, units=units, now=now, peaks=folded.peaks, hard=folded.hard)
+        hard = [*folded.hard, *barred]
+        said = judge(rollout, evidence, units=units, now=now, peaks=folded.peaks, hard=hard)
         self._write(rollout, said, evidence, folded, units)
         around = Around(
             now=now,
@@ -147,6 +151,17 @@ class Controller:
         )
         if (move := next_move(rollout, said, met=met, around=around)) is not None:
             self._move(model, rollout, move, said)
+
+    def _shadowed(self, model: str, rollout: Rollout, evidence: Evidence) -> list[str]:
+        """Take in what copies said, where the plan has them first; why they were ended."""
+        first = rollout.plan.shadow_first
+        if first is None:
+            return []
+        pairing = Pairing(
+            model, rollouts.CANDIDATE, rollout.candidate, rollout.control, first.shadow
+        )
+        evidence.pairs, barred = cases_of(self._state_dir, pairing)
+        return [barred] if barred else []
 
     def _freeze(
         self,

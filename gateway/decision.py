@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gateway.exposures import BREAKER, N_BINS, RUN_ENDED
+from gateway.shadow.tally import BIASED
 from monitors.guards import slow, verdict
 from monitors.guards.bets import CANDIDATE, CONTROL
 from monitors.guards.evidence import Evidence
@@ -85,7 +86,7 @@ def judge(
     elif rollout.at == "baking":
         # Without a hold-back there is no draw, and nobody is counted: only time passes.
         units_min, for_s = int(plan.hold_back > 0), plan.bake_s
-    return verdict.judge(
+    said = verdict.judge(
         evidence,
         guards_of(rollout),
         alpha=plan.alpha,
@@ -97,6 +98,20 @@ def judge(
         ),
         hard=[*hard, *_not_finite(rollout, evidence), *_broken(rollout, evidence)],
         peaks=peaks,
+    )
+    if said.kind == "ok" and rollout.at == "shadowing" and (why := _biased(evidence)):
+        return Verdict("inconclusive", why, said.findings)
+    return said
+
+
+def _biased(evidence: Evidence) -> str:
+    """Why the pairs may not speak for all, if they may not."""
+    sampled, dropped = evidence.pairs.get("sampled", 0), evidence.pairs.get("dropped", 0)
+    if dropped <= BIASED * sampled:
+        return ""
+    return (
+        f"{100 * dropped / sampled:.1f} % of copies were dropped: what was compared may not speak"
+        " for all; raise shadow_first.inflight_max, or lower its sample"
     )
 
 
@@ -215,7 +230,12 @@ def guards_of(rollout: Rollout) -> tuple[Guard, ...]:
     if plan.shadow_first is not None:
         share = plan.shadow_first.disagreement_max / 100
         found.append(
-            Guard(name="disagreement", kind="disagreement", action="hold", share_max=share)
+            Guard(
+                name="disagreement",
+                kind="disagreement",
+                action=plan.shadow_first.action,
+                share_max=share,
+            )
         )
     return tuple(found)
 

@@ -19,7 +19,7 @@ from registry import buckets, routes
 from registry.changes import Known, Models, SetRollout, managed
 from registry.errors import RolloutError
 from registry.revisions import ModelState
-from registry.routes import CHAMPION, Part, Percent, Route, Shadow, Share
+from registry.routes import CHAMPION, Part, Percent, Route, Shadow, Share, Tolerance
 
 CANDIDATE = "challenger"
 """The alias that a candidate gets."""
@@ -68,6 +68,26 @@ class ShadowFirst(Part, frozen=True):
     """Percent of units that are copied."""
     disagreement_max: Percent = 3
     """Percent of units that may disagree."""
+    compare: dict[str, Tolerance] = msgspec.field(default_factory=dict)
+    """By output, as in a route; others by the default tolerance."""
+    inflight_max: int = 64
+    """Copies that may wait or run in a worker; with more than 1 % dropped no step follows."""
+    deadline_s: float = 0.5
+    """A copy that is older is dropped."""
+    action: Literal["abort", "hold"] = "hold"
+    """What it does when more disagree."""
+
+    @property
+    def shadow(self) -> Shadow:
+        """As a part of the route."""
+        return Shadow(
+            to=CANDIDATE,
+            sample=self.sample,
+            inflight_max=self.inflight_max,
+            deadline_s=self.deadline_s,
+            compare=self.compare,
+            disagreement_max=self.disagreement_max,
+        )
 
 
 class Harm(Part, frozen=True):
@@ -165,7 +185,7 @@ class Plan(Part, frozen=True):
     )
     """In order; weights only rise."""
     shadow_first: ShadowFirst | None = None
-    """Copies before the first step; none: at once. Not in this release: refused at the start."""
+    """Copies before the first step; none: at once."""
     guards: Guards = Guards()
     """What is watched."""
     alpha: float = 0.01
@@ -341,8 +361,6 @@ def starting(candidate: int, plan: Plan, *, now: float) -> Callable[[ModelState]
     ------
     RolloutError : the plan asks for what this release does not do.
     """
-    if plan.shadow_first is not None:
-        raise RolloutError("plan.shadow_first: shadows are not compared yet; leave it out")
     return lambda state: start(
         state, candidate, plan, now=now, control=state.aliases.get(CHAMPION, 0)
     )
@@ -509,10 +527,7 @@ def _with(state: ModelState, rollout: Rollout) -> ModelState:
     shadow = tuple(s for s in route.shadow if str(s.to) != CANDIDATE)
     first = rollout.plan.shadow_first
     if rollout.at == "shadowing" and first is not None:
-        shadow = (
-            *shadow,
-            Shadow(to=CANDIDATE, sample=first.sample, disagreement_max=first.disagreement_max),
-        )
+        shadow = (*shadow, first.shadow)
     route = msgspec.structs.replace(route, split=_split(rollout), shadow=shadow)
     seed = bytes.fromhex(state.salts.get("split", "")) or b"\0"
     table = ""
@@ -587,15 +602,22 @@ def _check_steps(plan: Plan) -> Iterator[str]:
 
 def _check_when(plan: Plan) -> Iterator[str]:
     if plan.shadow_first is not None:
-        if plan.shadow_first.pairs_min < 1:
-            yield ".shadow_first.pairs_min: must be at least 1"
-        for name in ("sample", "disagreement_max"):
-            if not 0 < getattr(plan.shadow_first, name) < 100 + (name == "sample"):
-                yield f".shadow_first.{name}: must be more than 0, and a percentage"
+        yield from _check_first(plan.shadow_first)
     if not plan.window.days:
         yield ".window.days: is empty: weights could never rise"
     if not 0 <= plan.window.from_h < plan.window.to_h <= 24:
         yield ".window: from_h must be before to_h, both between 0 and 24"
+
+
+def _check_first(first: ShadowFirst) -> Iterator[str]:
+    for name in ("pairs_min", "inflight_max"):
+        if getattr(first, name) < 1:
+            yield f".shadow_first.{name}: must be at least 1"
+    if not 0 < first.deadline_s < math.inf:
+        yield ".shadow_first.deadline_s: must be more than 0 seconds"
+    for name in ("sample", "disagreement_max"):
+        if not 0 < getattr(first, name) < 100 + (name == "sample"):
+            yield f".shadow_first.{name}: must be more than 0, and a percentage"
 
 
 def _check_guards(guards: Guards) -> Iterator[str]:

@@ -184,12 +184,12 @@ class Shadows:
     def _pairings(self, model: Model, champion: Variant) -> list[Pairing]:
         routing = model.routing
         assert routing is not None  # noqa: S101  asked by follow
-        # Two names of one version are one shadow: the first counts.
-        found: dict[int, Pairing] = {}
+        # Two names of one version, compared alike, are one shadow: the first counts.
+        found: dict[str, Pairing] = {}
         for shadow in routing.route.shadow:
             version = routing.version_of(shadow.to)
             pairing = Pairing(model.name, str(shadow.to), version, champion.version, shadow)
-            found.setdefault(version, pairing)
+            found.setdefault(pairing.key, pairing)
         return list(found.values())
 
     def _copier(self, model: Model, pairing: Pairing, known: Mapping[str, Copier]) -> Copier | None:

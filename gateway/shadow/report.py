@@ -58,15 +58,21 @@ def report(
     return entries
 
 
-def cases_of(state_dir: Path, model: str, pairing: Pairing) -> tuple[dict[str, int], str]:
+def cases_of(state_dir: Path, pairing: Pairing) -> tuple[dict[str, int], str]:
     """Counts of one pairing as the guards of a rollout take them, and why it was barred."""
-    directory = tally.directory(state_dir, model, pairing.key)
+    directory = tally.directory(state_dir, pairing.model, pairing.key)
     found = tally.together(directory.glob("*.json") if directory.is_dir() else ())
     if not found:
         return {}, ""
     n, differ = found[0].tally.cases
-    dropped = sum(found[0].coverage.dropped.values())
-    counts = {"n": n, "differ": differ, "failed": found[0].tally.failed, "dropped": dropped}
+    cover = found[0].coverage
+    counts = {
+        "n": n,
+        "differ": differ,
+        "failed": found[0].tally.failed,
+        "sampled": cover.sampled,
+        "dropped": sum(cover.dropped.values()),
+    }
     return counts, found[0].barred
 
 

@@ -13,9 +13,11 @@ from random import Random
 import numpy as np
 import pytest
 
-from gateway.controller import Controller
+from gateway.controller import Controller, report
 from gateway.decision import Readiness
 from gateway.exposures import Exposures, Slot, slot_path, unit_hash
+from gateway.shadow import tally
+from gateway.shadow.tally import Coverage, Kept, Pairing, Tally
 from registry import changes, rollouts
 from registry.revisions import Revisions
 from registry.rollouts import Roll, rollout_of
@@ -591,3 +593,57 @@ def test_a_rollout_that_promotes_nobody_by_itself_waits_for_somebody(rig) -> Non
     assert "driftgate canary promote" in held.reason
     it.move(rollouts.asked("promote", now=it.now))
     assert (it.rollout.phase, it.state.aliases["champion"]) == ("done", 9)
+
+
+def copies(rig, *, n, differ, sampled=None, dropped=0, barred="", worker="w"):
+    """What a worker has written of the copies of a rollout that has them first."""
+    rollout = rig.rollout
+    pairing = Pairing("m", "challenger", 9, 7, rollout.plan.shadow_first.shadow)
+    cover = Coverage(sampled=n if sampled is None else sampled, dropped={"inflight_max": dropped})
+    counts = Tally(requests=n, rows=n, single=[n, differ])
+    kept = Kept(pairing, 0.0, cover, counts, barred=barred)
+    path = tally.directory(rig.state_dir, "m", pairing.key) / f"{worker}.json"
+    assert tally.write(path, kept.to_json())
+
+
+FIRST = STEPS | {"shadow_first": {"for_s": 3, "pairs_min": 100, "disagreement_max": 2}}
+
+
+def test_copies_first_lead_to_the_first_step_when_enough_agree(rig) -> None:
+    """Pairs of two workers add up; dropped ones hold it back; the evidence is kept."""
+    it = rig(FIRST)
+    it.until("shadowing", requests=20)
+    assert (it.rollout.weight, it.state.route.shadow[0].to) == (0, "challenger")
+    copies(it, n=60, differ=0)
+    for _ in range(5):
+        it.second(20)
+    assert it.rollout.phase == "shadowing"
+    copies(it, n=60, differ=1, dropped=9, sampled=69, worker="v")
+    it.second(20)
+    assert "copies were dropped" in it.status()["reason"]
+    assert it.rollout.phase == "shadowing"
+    copies(it, n=60, differ=1, worker="v")
+    it.until("step", seconds=3)
+    assert it.state.route.shadow == ()
+    (moved,) = [m for m in report(it.state_dir, it.rollout)["moves"] if m["phase"] == "step"]
+    (found,) = [g for g in moved["guards"] if g["guard"] == "disagreement"]
+    assert found["candidate"] == {"hits": 1, "of": 120}
+
+
+@pytest.mark.parametrize(("action", "phase"), [("abort", "aborted"), ("hold", "holding")])
+def test_copies_that_disagree_do_as_the_plan_says(rig, action, phase) -> None:
+    """Whatever else is fine."""
+    first = FIRST["shadow_first"] | {"action": action}
+    it = rig(FIRST | {"shadow_first": first})
+    it.until("shadowing", requests=20)
+    copies(it, n=200, differ=40)
+    assert "disagreement" in it.until(phase, seconds=3).reason
+    assert it.rollout.weight == 0
+
+
+def test_a_shadow_that_took_its_worker_with_it_aborts(rig) -> None:
+    """It needs no statistics."""
+    it = rig(FIRST)
+    it.until("shadowing", requests=20)
+    copies(it, n=500, differ=0, barred="a worker died by SIGSEGV while it ran this shadow")
+    assert "SIGSEGV" in it.until("aborted", seconds=3).reason

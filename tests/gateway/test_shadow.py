@@ -222,7 +222,7 @@ def test_the_report_lists_what_runs_and_what_ran(tmp_path) -> None:
 
     assert (now["running"], now["verdict"], now["disagreement"]["n"]) == (True, "inconclusive", 0)
     assert (before["running"], before["verdict"]) == (False, "breach")
-    assert report.cases_of(tmp_path, "m", strict)[0]["differ"] == 50
+    assert report.cases_of(tmp_path, strict)[0]["differ"] == 50
 
 
 # -- copies

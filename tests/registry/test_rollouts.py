@@ -179,10 +179,18 @@ def test_copies_come_first_if_the_plan_says_so() -> None:
     assert rollouts.commit(shadowing, now=2.0).route.shadow == ()
 
 
-def test_a_plan_that_asks_for_what_is_not_there_is_refused_at_the_start() -> None:
-    """Accepted and then ignored would be worse."""
-    with pytest.raises(RolloutError, match="shadow_first"):
-        rollouts.starting(9, rollouts.parse_plan({"shadow_first": {}}), now=0.0)
+def test_copies_first_are_compared_as_the_plan_says() -> None:
+    """Everything that is wrong with it is said at once."""
+    plan = {"shadow_first": {"compare": {"score": {"threshold": 0.5}}, "inflight_max": 8}}
+    shadow = rollouts.commit(started(rollouts.parse_plan(plan)), now=1.0).route.shadow[0]
+    assert (shadow.to, shadow.inflight_max, shadow.compare["score"].threshold) == (
+        "challenger", 8, 0.5,
+    )  # fmt: skip
+    wrong = {"pairs_min": 0, "deadline_s": 0, "sample": 0, "inflight_max": 0}
+    with pytest.raises(RolloutError) as caught:
+        rollouts.parse_plan({"shadow_first": wrong})
+    for name in wrong:
+        assert f"shadow_first.{name}" in str(caught.value)
 
 
 def test_rollback_while_baking_needs_no_analysis() -> None:

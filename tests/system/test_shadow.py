@@ -22,6 +22,9 @@ SHADOWS = {
     "errs": models.four_rows_at_most(),
     "endless": models.round_and_round(),
 }
+ROLLOUTS = {"first_equal": "step", "first_differs": "aborted"}
+"""Candidates whose plan has copies first, and where that leads to."""
+FIRST = {"for_s": 0, "pairs_min": 100, "action": "abort"}
 
 
 class Users:
@@ -47,9 +50,8 @@ class Users:
                     except httpx.HTTPError as error:
                         self.failed.append(repr(error))
                         continue
-                    if (
-                        got.status_code != 200
-                        or f"version={1};" not in got.headers["x-driftgate-decision"]
+                    if got.status_code != 200 or (
+                        name in SHADOWS and "; version=1;" not in said(got)
                     ):
                         self.failed.append(got.text)
                     self.answered += 1
@@ -71,22 +73,32 @@ def shadow_of(http, model):
     return found
 
 
-def test_five_shadows_are_judged_and_everybody_is_answered(tmp_path) -> None:
-    """Equal: ok. Differs, errs: breach. Slow, endless: dropped at the deadline, load-biased. Nobody
-    fails; counts add up over two workers and survive the death of one; a crash bars its shadow.
-    """
+def made(tmp_path):
+    """A registry with a champion and a shadow for each kind, and candidates for rollouts."""
     registry = tmp_path / "models"
     for name, content in SHADOWS.items():
         models.put(registry, name, 1, models.plus(0))
         models.put(registry, name, 2, content)
         assert driftgate("promote", name, "1", "-r", str(registry)).returncode == 0
-        made = driftgate(
+        started = driftgate(
             "shadow", "start", name, "2", "--deadline-s", "0.3", "--inflight-max", "64",
             "-r", str(registry),
         )  # fmt: skip
-        assert made.returncode == 0, made.stderr
-    assert f"{name} route.shadow[0].to none -> 2" in made.stdout
-    assert "undo: driftgate restore" in made.stdout
+        assert started.returncode == 0, started.stderr
+    assert f"{name} route.shadow[0].to none -> 2" in started.stdout
+    assert "undo: driftgate restore" in started.stdout
+    for name in ROLLOUTS:
+        models.put(registry, name, 1, models.plus(0))
+        models.put(registry, name, 2, models.plus(3 if name == "first_differs" else 0))
+        assert driftgate("promote", name, "1", "-r", str(registry)).returncode == 0
+    return registry
+
+
+def test_five_shadows_are_judged_and_everybody_is_answered(tmp_path) -> None:
+    """Equal: ok. Differs, errs: breach. Slow, endless: dropped at the deadline, load-biased. Nobody
+    fails; counts add up over two workers and survive the death of one; a crash bars its shadow.
+    """
+    registry = made(tmp_path)
     with (
         serve(
             registry,
@@ -95,9 +107,14 @@ def test_five_shadows_are_judged_and_everybody_is_answered(tmp_path) -> None:
         ) as server,
         server.client() as http,
     ):
-        with Users(server, [*SHADOWS]) as users:
+        for name in ROLLOUTS:
+            body = {"model": name, "version": 2, "plan": {"shadow_first": FIRST}}
+            assert http.post("/admin/rollouts", json=body).status_code == 200
+        with Users(server, [*SHADOWS, *ROLLOUTS]) as users:
             wait_until(lambda: shadow_of(http, "equal")["verdict"] == "ok", "equal is ok", 40)
             wait_until(lambda: shadow_of(http, "slow")["coverage"]["load_biased"], "slow", 20)
+            for name, phase in ROLLOUTS.items():
+                wait_until(lambda name=name, phase=phase: at(http, name) == phase, name, 20)
             found = {name: shadow_of(http, name) for name in SHADOWS}
         assert not users.failed, users.failed[:3]
         assert found["equal"]["disagreement"]["differ"] == 0
@@ -150,6 +167,15 @@ def test_five_shadows_are_judged_and_everybody_is_answered(tmp_path) -> None:
             wait_until(lambda: users.answered > 200, "answers", 20)
         assert not users.failed, users.failed[:3]
     assert Revisions(registry / ".driftgate").head().models["equal"].aliases["champion"] == 1
+
+
+def said(got):
+    return got.headers["x-driftgate-decision"]
+
+
+def at(http, model):
+    """The phase of its rollout."""
+    return http.get(f"/admin/rollouts/{model}").json()["phase"]
 
 
 def compared(http, model):
