@@ -1,10 +1,11 @@
 """One gRPC call's own overhead over a bare echo.
 
 Question  How much server CPU does a gRPC prediction cost, as a multiple of a bare grpc.aio echo?
-Method    Rounds of 3 s in turn, echo and driftgate, same bytes and connections, one call in flight
-          on each, closed loop, generator in a process of its own; CPU of the whole process tree
-          from /proc, with the work left for after the answer; medians of 5 rounds.
-Budget    1.3 x the echo at 16 connections, unary, 1 row of 30 raw floats.
+Method    Rounds of 3 s in turn, echo and driftgate with either carrier, same bytes and
+          connections, one call in flight on each, closed loop, generator in a process of its own;
+          CPU of the whole process tree from /proc, with the work left for after the answer;
+          medians of 5 rounds.
+Budget    1.3 x the echo at 16 connections, unary, 1 row of 30 raw floats, with the carrier zttp.
 Run       make bench NAME=grpc
 More      python -m bench grpc --connections 1 16 64 --streaming
 """
@@ -32,6 +33,7 @@ from bench.processes import Server, cpu_s, free_port, serve, settle
 from gateway.protocol.stubs import inference_pb2 as pb
 
 BUDGET = 1.3
+CARRIERS = ("grpcio", "zttp")
 _SERVICE = "inference.GRPCInferenceService"
 _UNARY, _STREAM = f"/{_SERVICE}/ModelInfer", f"/{_SERVICE}/ModelStreamInfer"
 _ROOT = Path(__file__).parent.parent
@@ -56,13 +58,13 @@ def request() -> bytes:
 
 
 @contextlib.contextmanager
-def driftgate(home: Path) -> Iterator[Target]:
+def driftgate(home: Path, carrier: str) -> Iterator[Target]:
     """Start the command as a user would."""
     registry = home / "registry"
     write_registry(registry)
     port, grpc_port = free_port(), free_port()
     command = [str(Path(sys.executable).with_name("driftgate")), "serve", str(registry)]
-    command += ["--port", str(port), "--grpc-port", str(grpc_port)]
+    command += ["--port", str(port), "--grpc-port", str(grpc_port), "--grpc-carrier", carrier]
     with serve(command, port=port, ready_path=READY) as server:
         check(server, grpc_port)
         yield Target(server.pid, grpc_port)
@@ -167,16 +169,17 @@ def compare(
         measure(target, connections, 1.0, streaming=streaming)
     for number in range(options.rounds):
         for name in sorted(targets, reverse=bool(number % 2)):
-            cpu = measure(targets[name], connections, options.seconds, streaming=streaming)
-            rounds[name].append(cpu)
-    own, bare = (statistics.median(rounds[name]) for name in ("driftgate", "echo"))
-    ratio = own / bare
-    text = (
-        f"grpc: {'stream' if streaming else 'unary'}, 1 row, {connections} connections:"
-        f" driftgate {own:.0f} us, grpc.aio echo {bare:.0f} us"
-        f" of server CPU a call: {ratio:.2f} x"
-    )
+            took = measure(targets[name], connections, options.seconds, streaming=streaming)
+            rounds[name].append(took)
+    cpu = {name: statistics.median(rounds[name]) for name in targets}
+    text = f"grpc: {'stream' if streaming else 'unary'}, 1 row, {connections} connections:"
+    text += f" grpc.aio echo {cpu['echo']:.0f} us of server CPU a call"
+    for carrier in CARRIERS:
+        text += (
+            f", driftgate by {carrier} {cpu[carrier]:.0f} us = {cpu[carrier] / cpu['echo']:.2f} x"
+        )
     if (connections, streaming) == (16, False):
+        ratio = cpu["zttp"] / cpu["echo"]
         text += f" (budget {BUDGET} x: {'within' if ratio <= BUDGET else 'OVER'})"
     return text
 
@@ -206,8 +209,11 @@ def main() -> None:
                 )
                 print(uvloop.run(sending))
         return
-    with tempfile.TemporaryDirectory() as home, driftgate(Path(home)) as own, echo() as bare:
-        targets = {"driftgate": own, "echo": bare}
+    with contextlib.ExitStack() as stack:
+        targets = {"echo": stack.enter_context(echo())}
+        for carrier in CARRIERS:
+            home = stack.enter_context(tempfile.TemporaryDirectory())
+            targets[carrier] = stack.enter_context(driftgate(Path(home), carrier))
         for streaming in (False, True)[: 1 + options.streaming]:
             for connections in options.connections:
                 print(compare(targets, connections, options, streaming=streaming), flush=True)

@@ -80,6 +80,7 @@ from gateway.telemetry import (
 if TYPE_CHECKING:
     from gateway.alarms.webhooks import Webhooks
     from gateway.grpc.carrier import Carrier
+    from gateway.grpc.http2 import HTTP2Carrier
 
 _GC_OBJECTS = 50_000
 _REFRESH_S = 1.0
@@ -124,8 +125,14 @@ class App:
         self.observer.champion_of = _champions(self.plane)
         self.sync = Sync(config, self.plane, self.observer, place)
         self._on_ready = on_ready
-        self.carrier: Carrier | None = None
-        if grpc_host is not None:
+        self.carrier: Carrier | HTTP2Carrier | None = None
+        if place is not None and place.grpc_listening is not None:
+            from gateway.grpc import http2  # noqa: PLC0415  an extra
+
+            self.carrier = http2.HTTP2Carrier(
+                self.plane, self.access, place.grpc_listening, place.turns
+            )
+        elif grpc_host is not None:
             from gateway.grpc import carrier  # noqa: PLC0415  grpcio takes its time to load
 
             self.carrier = carrier.Carrier(self.plane, self.access, grpc_host)

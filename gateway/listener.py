@@ -6,21 +6,16 @@ headers, a check of the Host header, a quiet and clean end.
 
 import asyncio
 import contextlib
-import ipaddress
-import logging
 import math
-import os
 import re
 import signal
 import socket
 import ssl
 import time
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
-from typing import Protocol as Interface
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -33,6 +28,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from gateway.acceptor import Acceptor, Guests, Turn, is_loopback
 from gateway.config import ServerConfig
 from gateway.endpoints.predict import DIRECT, is_prediction
 from gateway.endpoints.route import error_body, error_headers
@@ -45,13 +41,9 @@ from gateway.errors import (
     HostError,
     SlowRequestError,
 )
-from gateway.telemetry import event
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
-_STEP_BACK_S = 0.002
-"""So long the others have to take a connection first."""
-_PAUSE_S = 0.1
 _HALF_REQUEST_S = 1.0
 _JOINED_BYTES_MAX = 65_536
 _TICKS_A_SECOND = 10
@@ -195,28 +187,11 @@ class Door:
 
     def __init__(self, config: ServerConfig) -> None:
         self.limits = config.limits
-        self._by_address: Counter[str] = Counter()
+        self.guests = Guests(config.limits)
         named = [name.strip().lower() for name in config.hosts.split(",") if name.strip()]
         self._is_any = "*" in named or (not named and not config.is_local)
         self._names = frozenset(named or (*_LOCAL_NAMES, config.host.lower()))
         self._fits: dict[bytes, bool] = {}
-
-    def is_full(self, n_connections: int, address: str | None) -> bool:
-        """Whether one more connection, of this address, is too many; it counts from now on."""
-        if address is None:
-            return n_connections > self.limits.connections_max
-        self._by_address[address] += 1
-        return n_connections > self.limits.connections_max or (
-            self._by_address[address] > self.limits.connections_per_address_max
-            and not _is_loopback(address)
-        )
-
-    def left(self, address: str | None) -> None:
-        """A connection of this address is over."""
-        if address is not None:
-            self._by_address[address] -= 1
-            if self._by_address[address] <= 0:
-                del self._by_address[address]
 
     def fits(self, host: bytes) -> bool:
         """Whether a Host header names this server."""
@@ -269,13 +244,13 @@ class Protocol(HttpToolsProtocol):
         }
         self._since = time.monotonic()
         address = self.client[0] if self.client else None
-        if self._door.is_full(len(self.connections), address):
+        if self._door.guests.is_full(len(self.connections), address):
             self._refuse(BusyError("as many connections are open as may be; retry later"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         super().connection_lost(exc)
-        self._door.left(self.client[0] if self.client else None)
+        self._door.guests.left(self.client[0] if self.client else None)
 
     def shutdown(self) -> None:
         """End gracefully; who has not sent a whole request a moment later is not waited for."""
@@ -488,16 +463,9 @@ class Protocol(HttpToolsProtocol):
         """Say nothing: a client that asks for websockets is answered over HTTP, and that is all."""
 
 
-def _is_loopback(name: str) -> bool:
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
 def _is_own(name: str, names: frozenset[str]) -> bool:
     """Whether an address names this machine, where the machine's own names are taken."""
-    return "localhost" in names and _is_loopback(name)
+    return "localhost" in names and is_loopback(name)
 
 
 class Listener(uvicorn.Server):
@@ -552,7 +520,10 @@ class Listener(uvicorn.Server):
             await super().startup(sockets)
             return
         await super().startup([])
-        self._acceptors = [Acceptor(self, listening, self._turn) for listening in sockets]
+        self._acceptors = [
+            Acceptor(listening, self.new_protocol, self.config.ssl, self._turn)
+            for listening in sockets
+        ]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, and end those that there are."""
@@ -583,82 +554,3 @@ class Listener(uvicorn.Server):
         """End, gracefully; who wants it to end now ends the process."""
         del number
         self.should_exit = True
-
-
-class Turn(Interface):
-    """Says when to take a connection from a socket that several processes listen on."""
-
-    def is_mine(self) -> bool:
-        """Whether nobody else should take the next connection before this process."""
-        ...
-
-    def took_one(self) -> None:
-        """One more connection is open here."""
-        ...
-
-
-class Acceptor:
-    """Takes connections from a shared socket, one a turn of the loop.
-
-    The kernel wakes every process that listens, and the first takes all that waits, for as long as
-    clients keep their connections. So each takes one at a time, and who has more than another steps
-    back for a moment; what nobody else has taken by then it takes after all.
-    """
-
-    def __init__(self, listener: Listener, listening: socket.socket, turn: Turn) -> None:
-        self._listener = listener
-        self._listening = listening
-        self._turn = turn
-        self._loop = asyncio.get_running_loop()
-        self._opening: set[asyncio.Task[Any]] = set()
-        self._is_closed = False
-        self._is_failing = False
-        self._listen()
-
-    def close(self) -> None:
-        """Take no more."""
-        self._is_closed = True
-        self._loop.remove_reader(self._listening.fileno())
-
-    def _listen(self) -> None:
-        if not self._is_closed:
-            self._loop.add_reader(self._listening.fileno(), self._come)
-
-    def _come(self) -> None:
-        if self._turn.is_mine():
-            self._accept()
-            return
-        self._loop.remove_reader(self._listening.fileno())
-        self._loop.call_later(_STEP_BACK_S, self._accept_after_all)
-
-    def _accept_after_all(self) -> None:
-        if not self._is_closed:
-            self._accept()
-            self._listen()
-
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._listening.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return  # Somebody else was quicker, or the client has left.
-        except OSError as error:  # No descriptor is left: what waits must wait.
-            if not self._is_failing:
-                event("accept_failed", logging.ERROR, reason=os.strerror(error.errno or 0))
-            self._is_failing = True
-            self._loop.remove_reader(self._listening.fileno())
-            self._loop.call_later(_PAUSE_S, self._listen)
-            return
-        self._is_failing = False
-        connection.setblocking(False)  # noqa: FBT003  the socket module's own signature
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._turn.took_one()
-        task = self._loop.create_task(self._open(connection))
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
-
-    async def _open(self, connection: socket.socket) -> None:
-        # A client that leaves during its handshake is nobody's fault.
-        with contextlib.suppress(OSError):
-            await self._loop.connect_accepted_socket(
-                self._listener.new_protocol, connection, ssl=self._listener.config.ssl
-            )

@@ -58,6 +58,22 @@ class Board:
         )
 
 
+class Turns:
+    """Says when a worker should take a connection from a socket that it shares."""
+
+    def __init__(self, board: Board, slot: int) -> None:
+        self._board = board
+        self._slot = slot
+
+    def is_mine(self) -> bool:
+        """Whether nobody holds fewer connections."""
+        return self._board.is_behind_all(self._slot)
+
+    def took_one(self) -> None:
+        """Say it at once: the next one may be there already."""
+        self._board.say_connections(self._slot, self._board.connections().get(self._slot, 0) + 1)
+
+
 class Line:
     """One end of the socket between a supervisor and a worker; messages are small JSON objects."""
 
@@ -109,6 +125,8 @@ class Place:
     """Where this host's counts are; None: in memory."""
     listening: socket.socket
     """Shared by all workers, held open by the supervisor."""
+    grpc_listening: socket.socket | None
+    """The same for gRPC; None where its carrier opens a socket itself, or there is none."""
     address: str
     """Where it is bound to, without the port."""
     board: Board
@@ -122,3 +140,8 @@ class Place:
     def name(self) -> str:
         """Of the slot, as in the names of its files."""
         return str(self.slot)
+
+    @property
+    def turns(self) -> Turns | None:
+        """When to take a connection; None: there is nobody to share with."""
+        return Turns(self.board, self.slot) if self.n_workers > 1 else None

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway import __version__, counters
 from gateway.config import ServerConfig
@@ -74,10 +74,11 @@ def serve(config: ServerConfig, work: Work) -> None:
     start_logging(config.log.format, config.log.level)
     with bind(config.host, config.port) as listening:
         address = listening.getsockname()[0]
-        with _reserved(config) as grpc_port, _run_dir(config) as (run_dir, problem):
+        with _reserved(config) as reserved, _run_dir(config) as (run_dir, problem):
             counters.begin(run_dir)
-            settings = replace(config, grpc_port=grpc_port)
-            supervisor = Supervisor(settings, work, listening, address, run_dir, problem)
+            settings = replace(config, grpc_port=reserved.port)
+            sockets = Sockets(listening, reserved.listening)
+            supervisor = Supervisor(settings, work, sockets, address, run_dir, problem)
             supervisor.run()
     event("stopped")
 
@@ -112,15 +113,32 @@ def bind(host: str, port: int, flag: str = "--port") -> socket.socket:
     return listening
 
 
+class Sockets(NamedTuple):
+    """What all workers listen on."""
+
+    http: socket.socket
+    grpc: socket.socket | None
+    """None where the carrier opens one itself, or there is no gRPC."""
+
+
+class _Reserved(NamedTuple):
+    port: int
+    listening: socket.socket | None = None
+
+
 @contextmanager
-def _reserved(config: ServerConfig) -> Iterator[int]:
+def _reserved(config: ServerConfig) -> Iterator[_Reserved]:
     """The gRPC port, kept for the workers: grpcio takes no open socket, only a shared port."""
     if config.no_grpc:
-        yield config.grpc_port
+        yield _Reserved(config.grpc_port)
         return
     # Once without sharing: two servers on one port would share the calls, without a word.
     probe = bind(config.host, config.grpc_port, "--grpc-port")
     address = probe.getsockname()
+    if config.grpc_carrier != "grpcio":
+        with probe:
+            yield _Reserved(address[1], probe)
+        return
     probe.close()
     with socket.socket(probe.family, probe.type) as kept:
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -131,7 +149,7 @@ def _reserved(config: ServerConfig) -> Iterator[int]:
                 f"port {address[1]} on {config.host}: in use by another program; choose one with"
                 " --grpc-port"
             ) from None
-        yield address[1]
+        yield _Reserved(address[1])
 
 
 @contextmanager
@@ -235,14 +253,14 @@ class Supervisor:
         self,
         config: ServerConfig,
         work: Work,
-        listening: socket.socket,
+        sockets: Sockets,
         address: str,
         run_dir: Path,
         problem: str | None,
     ) -> None:
         self._config = config
         self._work = work
-        self._listening = listening
+        self._sockets = sockets
         self._address = address
         self._run_dir = run_dir
         self._problem = problem
@@ -258,7 +276,7 @@ class Supervisor:
         self._failures = 0
         """Workers in a row that did not live long."""
         self._was_ready = False
-        self._port = listening.getsockname()[1]
+        self._port = sockets.http.getsockname()[1]
         self._told = 0
         self._obeyed = 0
         self._signal = ""
@@ -400,7 +418,8 @@ class Supervisor:
             slot=slot,
             n_workers=self._config.workers,
             run_dir=self._run_dir,
-            listening=self._listening,
+            listening=self._sockets.http,
+            grpc_listening=self._sockets.grpc,
             address=self._address,
             board=self._board,
             line=theirs,
@@ -534,7 +553,9 @@ class Supervisor:
         """Take nothing new, and end when the workers have."""
         self._ends_by = time.monotonic() + grace_s
         self._due = []
-        self._listening.close()
+        for listening in self._sockets:
+            if listening is not None:
+                listening.close()
         for worker in self._workers:
             self._ask_to_leave(worker)
 

@@ -30,7 +30,7 @@ class Worker(Listener):
     """The HTTP listener, with gRPC beside it; keeps the supervisor informed."""
 
     def __init__(self, app: App, config: ServerConfig, place: Place) -> None:
-        super().__init__(app, config, self if place.n_workers > 1 else None)
+        super().__init__(app, config, place.turns)
         self._app = app
         self._config = config
         self._place = place
@@ -59,7 +59,10 @@ class Worker(Listener):
         if counter % _TICKS_A_BEAT == 0:
             place.board.beat(place.slot)
         if self._turn is not None:
-            place.board.say_connections(place.slot, len(self.server_state.connections))
+            carrier = self._app.carrier
+            n_connections = 0 if carrier is None else carrier.n_connections
+            n_connections += len(self.server_state.connections)
+            place.board.say_connections(place.slot, n_connections)
         if counter % _TICKS_A_LOOK == 0:
             self._look_at_memory()
         if time.monotonic() >= self._leaves_at:
@@ -81,17 +84,6 @@ class Worker(Listener):
         if not self._has_asked:
             self._has_asked = True
             self._place.line.say(kind="recycle", reason=reason, **about)
-
-    # -- its turn to take a connection
-
-    def is_mine(self) -> bool:
-        """Whether nobody holds fewer connections."""
-        return self._place.board.is_behind_all(self._place.slot)
-
-    def took_one(self) -> None:
-        """Say it at once: the next one may be there already."""
-        board, slot = self._place.board, self._place.slot
-        board.say_connections(slot, board.connections().get(slot, 0) + 1)
 
     def _hear(self) -> None:
         if self._place.line.hear()[1]:  # Where the kernel does not end us with our parent.

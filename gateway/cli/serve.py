@@ -19,6 +19,9 @@ def serve(  # noqa: PLR0917  typer reads options from the parameters
     no_grpc: Annotated[
         bool | None, typer.Option("--no-grpc", help="Do not listen for gRPC.")
     ] = None,
+    grpc_carrier: Annotated[
+        str | None, typer.Option(help="What carries gRPC: grpcio, or zttp (extra http2).")
+    ] = None,
     tls_cert: Annotated[
         str | None, typer.Option(help="Certificate (PEM); HTTP and gRPC then speak TLS only.")
     ] = None,
@@ -67,6 +70,7 @@ def serve(  # noqa: PLR0917  typer reads options from the parameters
             "port": port,
             "grpc_port": grpc_port,
             "no_grpc": no_grpc,
+            "grpc_carrier": grpc_carrier,
             "tls_cert": tls_cert,
             "tls_key": tls_key,
             "tls_client_ca": tls_client_ca,

@@ -58,6 +58,8 @@ class Carrier:
         self._stopping: asyncio.Task[None] | None = None
         self.port = 0
         """Where it listens; known once it has started."""
+        self.n_connections = 0
+        """Those that it would share in turn: none, the kernel deals them out."""
 
     async def start(self) -> None:
         """Listen.

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from gateway.listener import Acceptor
+from gateway.acceptor import Acceptor
 from gateway.place import Board, Line
 from gateway.telemetry import DEGRADED, QUEUED_ROWS, READY, REQUESTS, SUPERVISOR, WORKERS, Telemetry
 from tests.serving import environment, wait_until
@@ -25,6 +25,7 @@ SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
 from gateway import config, supervisor
+from gateway.acceptor import Acceptor
 from gateway.errors import GatewayError
 
 root, mode = Path(sys.argv[1]), sys.argv[2]
@@ -253,19 +254,13 @@ def test_connections_that_nobody_else_takes_are_taken_after_all() -> None:
             if self.n == 5:
                 is_done.set()
 
-    class Server:
-        config = type("Config", (), {"ssl": None})
-
-        def new_protocol(self) -> asyncio.Protocol:
-            return asyncio.Protocol()
-
     is_done = asyncio.Event()
 
     async def scenario() -> int:
         turn = Greedy()
         with socket.create_server(("127.0.0.1", 0)) as listening:
             listening.setblocking(False)  # noqa: FBT003  the socket module's own signature
-            acceptor = Acceptor(Server(), listening, turn)  # type: ignore[arg-type]
+            acceptor = Acceptor(listening, asyncio.Protocol, None, turn)
             clients = [socket.create_connection(listening.getsockname()) for _ in range(5)]
             await asyncio.wait_for(is_done.wait(), 5)
             acceptor.close()
