@@ -1,8 +1,8 @@
 """The command `driftgate`: commands and exit codes, no logic.
 
 Exit codes: 0 ok, 2 invalid input or settings, or a server that said no, 3 a conflict with somebody
-else's change, 4 written but not yet applied by all workers, 5 a breach. Imports stay lazy: a
-command that only prints a table does not open onnxruntime.
+else's change, 4 written but not yet applied by all workers, 5 a guard found what must not be (or
+would have). Imports stay lazy: a command that only prints a table does not open onnxruntime.
 """
 
 import os
@@ -25,6 +25,7 @@ from gateway.cli import (
     models,
     profile,
     publish,
+    replay,
     route,
     serve,
     shadow,
@@ -85,6 +86,7 @@ app.add_typer(shadow.app, name="shadow")
 app.add_typer(labels.app, name="labels")
 app.add_typer(alarm.app, name="alarm")
 app.command("export")(export.export)
+app.command("replay")(replay.replay)
 app.add_typer(keys.app, name="keys")
 
 

@@ -40,7 +40,7 @@ def plan(
     from monitors.guards import power, verdict
     from registry.rollouts import Rollout
 
-    read = _plan(plan_file)
+    read = plan_of(plan_file)
     whole = Rollout(id="", candidate=0, control=0, phase="step", plan=read)
     log_bound = verdict.log_bounds(guards_of(whole), read.alpha).get(
         "error_rate", math.log(1 / read.alpha)
@@ -95,7 +95,7 @@ def start(
     from registry import rollouts
     from registry.rollouts import Roll
 
-    read = _plan(plan_file)
+    read = plan_of(plan_file)
     move = rollouts.starting(version, read, now=time.time())
     body = {"model": model, "version": version, "plan": msgspec.to_builtins(read)}
     change(where, how, lambda _: Roll(model, None, move=move), ("POST", "/admin/rollouts", body))
@@ -235,7 +235,13 @@ def _table(found: dict[str, Any]) -> Any:
     return Group(*lines, table)
 
 
-def _plan(file: Path | None) -> Any:
+def plan_of(file: Path | None) -> Any:
+    """The plan in a file; the default one without.
+
+    Raises
+    ------
+    ConfigError : every problem at once.
+    """
     from registry import rollouts
     from registry.errors import RolloutError
 

@@ -3,18 +3,22 @@
 from pathlib import Path
 
 from gateway.capture import reading, shelf
-from gateway.cli.door import Where
 from gateway.errors import NotFoundError
 
 
 def reading_of(
-    where: Where, capture: str, model: str | None, run_dir: str | None
+    capture: str,
+    model: str,
+    *,
+    registry: Path,
+    state_dir: Path | None = None,
+    run_dir: str | None = None,
 ) -> reading.Reading:
     """The records of a capture.
 
     Parameters
     ----------
-    capture : `last-24h`, `all`, a file, or a directory of files
+    capture : `last-24h`, `all`, the model's own name for all, a file, or a directory of files
     run_dir : of the server; None: as the settings say
 
     Raises
@@ -32,8 +36,9 @@ def reading_of(
     from gateway import config
 
     settings = config.load({
-        "registry": str(where.registry),
-        "state_dir": None if where.state_dir is None else str(where.state_dir),
+        "registry": str(registry),
+        "state_dir": None if state_dir is None else str(state_dir),
         "run_dir": run_dir,
     })  # fmt: skip
-    return reading.find(capture, settings.run_path / "captures", model)
+    what = "all" if capture == model else capture
+    return reading.find(what, settings.run_path / "captures", model)

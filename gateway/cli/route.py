@@ -155,7 +155,9 @@ def _simulated(
         return now.get(model, ModelState()), would.revision.models.get(model, ModelState())
 
     before, after = where.read(states)
-    found = reading_of(where, capture, model, run_dir)
+    found = reading_of(
+        capture, model, registry=where.registry, state_dir=where.state_dir, run_dir=run_dir
+    )
     with output.progress("reading") as bar:
         task = bar.add_task("", total=max(found.n_bytes, 1))
         made = through(

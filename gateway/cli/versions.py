@@ -40,7 +40,7 @@ def show(
         _show_served(server, target, as_json=as_json)
         return
     found = places.look(registry)
-    head = _head(places.state_of(registry, state_dir))
+    head = head_of(places.state_of(registry, state_dir))
     model, _, rest = target.partition("@")
     if rest:
         about = _about(found, head, resolve(found, head, target))
@@ -83,7 +83,7 @@ def lineage(
     """Show where a version comes from, and when it was named what."""
     found = places.look(registry)
     revisions = Revisions(places.state_of(registry, state_dir))
-    files = resolve(found, _head(places.state_of(registry, state_dir)), target)
+    files = resolve(found, head_of(places.state_of(registry, state_dir)), target)
     described = files.manifest
     said = {} if described is None else described.lineage
     moves = list(_moves(revisions.history(), files))
@@ -127,7 +127,7 @@ def verify(
 ) -> None:
     """Read every byte again, and compare it with what was published."""
     found = places.look(registry)
-    head = _head(places.state_of(registry, state_dir))
+    head = head_of(places.state_of(registry, state_dir))
     chosen = _chosen(found, head, target)
     try:
         trusted = None if keys is None else trust.read_keys(keys)
@@ -230,7 +230,7 @@ def withdraw(
     as_json: places.AsJSON = False,
 ) -> None:
     """Forbid a version everywhere: no server on this directory serves it again."""
-    named = gc.references([_head(places.state_of(registry, state_dir))])
+    named = gc.references([head_of(places.state_of(registry, state_dir))])
     by = named.get((model, version))
     if by is not None and not force:
         raise BadRequestError(
@@ -313,7 +313,13 @@ def _chosen(found: Catalog, head: Revision, target: str | None) -> list[VersionF
     return list(found.models[target])
 
 
-def _head(state_dir: Path) -> Revision:
+def head_of(state_dir: Path) -> Revision:
+    """What is in force.
+
+    Raises
+    ------
+    BadRequestError : it cannot be read.
+    """
     if not state_dir.is_dir():
         return EMPTY
     try:

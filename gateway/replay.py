@@ -1,0 +1,444 @@
+"""A capture run again: the same requests through two versions, compared pair by pair.
+
+No server is involved. Where the capture was made by just the files of a version its answers are
+taken as they are; the other runs. Besides the paired report it is said which guard of a rollout
+would have fired: each unit is given to one of the two versions by a fair coin that its hash throws,
+and the guards see what they would have seen of such a split.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gateway.capture.record import Record, TensorKept, array_of
+from gateway.comparison import Comparison, Difference, compare
+from gateway.errors import GatewayError, TensorError
+from gateway.protocol.call import Call, Tensor
+from gateway.tensors import BFLOAT16, Array, widened
+from monitors.guards import paired, verdict
+from monitors.guards.bets import CANDIDATE, CONTROL
+from monitors.guards.evidence import Evidence, count
+from monitors.guards.verdict import Guard, Verdict
+from registry import buckets, routes
+from registry.routes import Tolerance
+from registry.signature import Signature
+
+_HALF = (buckets.N // 2, buckets.N // 2)
+_COIN_KEY = b"replay"
+_DISTANCES_MAX = 1_000_000
+"""Distances of an output that quantiles are taken of: the first so many."""
+_WORST = 5
+_CHANNELS_MAX = 8
+_BINS = 10
+_EXAMPLES_MAX = 5
+
+
+class Session(Protocol):
+    """An opened version."""
+
+    @property
+    def signature(self) -> Signature:
+        """What it takes and gives."""
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """All outputs for the inputs; raises GatewayError."""
+
+
+@dataclass(slots=True)
+class Side:
+    """One of the two versions."""
+
+    model: str
+    version: int
+    digest: str
+    session: Session
+    n_run: int = 0
+    n_captured: int = 0
+    """Requests whose captured answer was taken."""
+    seconds: list[float] = field(default_factory=list)
+
+    def answer(self, record: Record) -> "Answer":
+        """What this version says to a captured request.
+
+        Raises
+        ------
+        TensorError : the capture does not hold what that needs.
+        """
+        if record.digest == self.digest and record.code == "ok" and self._is_whole(record.outputs):
+            self.n_captured += 1
+            return Answer({t.name: array_of(t) for t in record.outputs or ()})
+        if record.inputs is None:
+            raise TensorError("its inputs were not captured")
+        given = [Tensor(t.name, t.datatype, t.shape, array_of(t)) for t in record.inputs]
+        self.n_run += 1
+        try:
+            inputs = Call(given).bind(self.session.signature, self.model)
+            start = time.perf_counter()
+            outputs = self.session.run(inputs)
+        except GatewayError as error:
+            return Answer({}, error.code, str(error))
+        self.seconds.append(time.perf_counter() - start)
+        names = [spec.name for spec in self.session.signature.outputs]
+        return Answer(dict(zip(names, outputs, strict=True)))
+
+    def document(self) -> dict[str, Any]:
+        """As programs are told it."""
+        return {
+            "version": self.version,
+            "digest": self.digest,
+            "run": self.n_run,
+            "captured": self.n_captured,
+            "median_run_s": round(float(np.median(self.seconds)), 7) if self.seconds else None,
+        }
+
+    def _is_whole(self, outputs: Sequence[TensorKept] | None) -> bool:
+        """Whether no output was left out, by the route or by its list of what is redacted."""
+        wanted = {spec.name for spec in self.session.signature.outputs}
+        return outputs is not None and {tensor.name for tensor in outputs} == wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a version said."""
+
+    outputs: Mapping[str, Array]
+    code: str = "ok"
+    said: str = ""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all of its numbers are."""
+        return all(_is_finite(array) for array in self.outputs.values())
+
+
+@dataclass(slots=True)
+class Tally:
+    """Differences of one output over all requests."""
+
+    rows: int = 0
+    differ: int = 0
+    apart: int = 0
+    """Rows without a finite distance."""
+    largest: float = 0.0
+    total: float = 0.0
+    problem: str = ""
+    distances: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    worst: list[tuple[float, str]] = field(default_factory=list)
+    """The largest distances with their prediction ids, the largest first."""
+    n_kept: int = 0
+
+    def add(self, record: Record, difference: Difference) -> None:
+        """Count the rows of one request."""
+        distance = difference.distance
+        finite = distance[np.isfinite(distance)]
+        self.rows += len(distance)
+        self.differ += int(difference.differs.sum())
+        self.apart += len(distance) - len(finite)
+        self.problem = self.problem or difference.problem
+        if len(finite):
+            self.largest = max(self.largest, float(finite.max()))
+            self.total += float(finite.sum())
+            if self.n_kept < _DISTANCES_MAX:
+                self.distances.append(finite)
+                self.n_kept += len(finite)
+        if difference.differs.any():
+            row = int(np.argmax(np.where(difference.differs, distance, -1.0)))
+            self.worst.append((float(distance[row]), f"{record.id}/{row}"))
+            self.worst = sorted(self.worst, key=lambda pair: -pair[0])[:_WORST]
+
+    def document(self, name: str, tolerance: Tolerance | None) -> dict[str, Any]:
+        """As programs are told it: no infinities."""
+        n_finite = self.rows - self.apart
+        kept = np.concatenate(self.distances) if self.distances else np.zeros(0)
+        quantiles = np.quantile(kept, (0.5, 0.9, 0.99)).tolist() if len(kept) else [None] * 3
+        return {
+            "output": name,
+            "rows": self.rows,
+            "differ": self.differ,
+            "percent": _percent(self.differ, self.rows),
+            "without_distance": self.apart,
+            "mean": self.total / n_finite if n_finite else None,
+            "quantiles": dict(zip(("50", "90", "99"), quantiles, strict=True)),
+            "largest": self.largest if n_finite else None,
+            "tolerance": None if tolerance is None else _plain(tolerance),
+            "problem": self.problem,
+            "worst": [
+                {"prediction": name, "distance": far if math.isfinite(far) else None}
+                for far, name in self.worst
+            ],
+        }
+
+
+@dataclass(slots=True)
+class Report:
+    """What came of a replay."""
+
+    target: Side
+    against: Side
+    tolerances: Mapping[str, Tolerance]
+    requests: int = 0
+    rows: int = 0
+    rows_differ: int = 0
+    left_out: "Counter[str]" = field(default_factory=Counter)
+    """Requests that could not be run, by the reason."""
+    errors: "Counter[str]" = field(default_factory=Counter)
+    """`target`, `against` alone, or `both`."""
+    examples: list[str] = field(default_factory=list)
+    not_finite: "Counter[str]" = field(default_factory=Counter)
+    outputs: dict[str, Tally] = field(default_factory=dict)
+    judged: Verdict | None = None
+    passed_over: str = ""
+
+    @property
+    def is_breach(self) -> bool:
+        """Whether a guard would have found what must not be."""
+        return self.judged is not None and self.judged.kind in ("breach", "invalid")
+
+    def document(self) -> dict[str, Any]:
+        """As programs are told it."""
+        assert self.judged is not None  # noqa: S101  made by `replay`
+        return {
+            "model": self.target.model,
+            "target": self.target.document(),
+            "against": self.against.document(),
+            "requests": self.requests,
+            "rows": self.rows,
+            "rows_differ": self.rows_differ,
+            "percent": _percent(self.rows_differ, self.rows),
+            "outputs": [
+                tally.document(name, self.tolerances.get(name))
+                for name, tally in self.outputs.items()
+            ],
+            "errors": {key: self.errors[key] for key in ("target", "against", "both")},
+            "examples": self.examples,
+            "not_finite": {key: self.not_finite[key] for key in ("target", "against")},
+            "left_out": dict(self.left_out),
+            "passed_over": self.passed_over,
+            **self.judged.to_dict(),
+        }
+
+    def add(self, record: Record, answers: tuple[Answer, Answer]) -> Comparison | None:
+        """Count one request with the answers of target and against; None if one has failed."""
+        target, against = answers
+        self.requests += 1
+        failed = [key for key, a in zip(("target", "against"), answers, strict=True) if a.said]
+        if failed:
+            self.errors["both" if len(failed) == 2 else failed[0]] += 1
+            if target.said and len(self.examples) < _EXAMPLES_MAX:
+                self.examples.append(f"{record.id}: {target.code}: {target.said}")
+            return None
+        for key, answer in zip(("target", "against"), answers, strict=True):
+            self.not_finite[key] += not answer.is_finite
+        found = compare(against.outputs, target.outputs, record.rows, self.tolerances)
+        self.rows += record.rows
+        self.rows_differ += int(found.differs.sum())
+        for name, difference in found.outputs.items():
+            self.outputs.setdefault(name, Tally()).add(record, difference)
+        return found
+
+
+def replay(
+    records: Iterable[Record],
+    target: Side,
+    against: Side,
+    guards: Sequence[Guard],
+    *,
+    alpha: float,
+    disagreement_max: float,
+    units_min: int = 1,
+    tolerances: Mapping[str, Tolerance] | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> Report:
+    """Captured requests of a model through two versions.
+
+    Parameters
+    ----------
+    guards : of a rollout; those that a replay has something for are asked
+    alpha : probability that a version without fault is found at fault by any of them
+    disagreement_max : percent of units that may disagree
+    units_min : so many must be seen before it says something that nothing was found
+    progress : called after every request
+
+    Notes
+    -----
+    A unit counts once, with its first request: requests of one user are no evidence of each other.
+    """
+    report = Report(target, against, tolerances or {})
+    seen = _Seen()
+    for record in records:
+        if record.model != target.model:
+            continue
+        try:
+            answers = target.answer(record), against.answer(record)
+        except TensorError as error:
+            report.left_out[str(error)] += 1
+            continue
+        found = report.add(record, answers)
+        seen.add(record, answers, found)
+        progress()
+    asked = _asked(guards, alpha, disagreement_max)
+    hard = []
+    if report.not_finite["target"] and not report.not_finite["against"]:
+        n = report.not_finite["target"]
+        hard.append(f"version {target.version} gave outputs that are not finite: {n}")
+    report.judged = verdict.judge(
+        seen.evidence(),
+        asked,
+        alpha=alpha,
+        hard=hard,
+        exposure=verdict.Exposure(is_long_enough=True, units=len(seen.units), units_min=units_min),
+    )
+    report.judged = _with_errors(report, alpha / (len(asked) + 1))
+    return report
+
+
+def _asked(guards: Sequence[Guard], alpha: float, disagreement_max: float) -> list[Guard]:
+    """The guards that pairs say something about, and disagreement; alpha is shared evenly.
+
+    Durations of a replay are not those of a server, and inputs and shares are equal by design.
+    """
+    kept = [
+        guard
+        for guard in guards
+        if guard.kind == "shift"
+        or (guard.kind == "harm" and guard.event in ("error", "not_finite"))
+    ]
+    kept.append(
+        Guard(
+            name="disagreement",
+            kind="disagreement",
+            action="hold",
+            share_max=disagreement_max / 100,
+        )
+    )
+    return [replace(guard, alpha=alpha / (len(kept) + 1)) for guard in kept]
+
+
+def _with_errors(report: Report, alpha: float) -> Verdict:
+    """The verdict with one more finding: errors of one version alone, pair by pair."""
+    assert report.judged is not None  # noqa: S101  the caller has judged
+    alone = report.errors["target"], report.errors["against"]
+    finding = verdict.Finding(
+        "errors_alone",
+        "abort",
+        float(paired.log_evidence_wrong_more_often(*alone)),
+        math.log(1 / alpha),
+        (alone[0], report.requests),
+        (alone[1], report.requests),
+    )
+    judged = replace(report.judged, findings=(*report.judged.findings, finding))
+    if finding.is_breach and judged.kind != "breach":
+        reason = f"errors_alone: target {alone[0]}, against {alone[1]} of {report.requests}"
+        return replace(judged, kind="breach", reason=reason, action="abort")
+    return judged
+
+
+class _Seen:
+    """The first request of each unit, as guards are shown it."""
+
+    def __init__(self) -> None:
+        self.units: set[str] = set()
+        self._coins: list[int] = []
+        self._values: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        """What target and against answered, by channel; empty of those that failed."""
+        self._events: list[tuple[set[str], set[str]]] = []
+        self._pairs = {"n": 0, "differ": 0}
+
+    def add(self, record: Record, answers: tuple[Answer, Answer], found: Comparison | None) -> None:
+        """One request, if it is its unit's first."""
+        sticky = next((u.hash for u in record.units if u.kind != routes.UNIT_REQUEST), "")
+        unit = sticky or record.id
+        if unit in self.units:
+            return
+        self.units.add(unit)
+        coin = blake2b(unit.encode(), digest_size=1, key=_COIN_KEY).digest()[0] & 1
+        self._coins.append(CANDIDATE if coin else CONTROL)
+        self._values.append((_values(answers[0].outputs), _values(answers[1].outputs)))
+        self._events.append((_events(answers[0]), _events(answers[1])))
+        if found is not None:
+            self._pairs["n"] += 1
+            self._pairs["differ"] += not found.is_agreed
+
+    def evidence(self) -> Evidence:
+        """As a rollout at half the traffic would have counted them."""
+        made = Evidence(pairs=self._pairs)
+        cuts = self._cuts()
+        for at, values, events in zip(self._coins, self._values, self._events, strict=True):
+            count(made.requests, _HALF, at)
+            count(made.units, _HALF, at)
+            place = 0 if at == CANDIDATE else 1
+            for kind in events[place]:
+                count(made.events.setdefault(kind, {}), _HALF, at)
+                counts = made.all_events.setdefault(kind, np.zeros(2, np.int64))
+                counts[at] += 1
+            for channel, value in values[place].items():
+                if channel in cuts:
+                    bin_, bins = cuts[channel](value), _BINS + 1
+                    table = made.bins.setdefault(f"output:{channel}", {})
+                    count(table, _HALF, at, bin_=bin_, bins=bins)
+        return made
+
+    def _cuts(self) -> dict[str, Callable[[Any], int]]:
+        """Bins of each channel: deciles of numbers, or the commonest classes and texts.
+
+        They come from what both versions answered to all, so that no coin has a say in them.
+        """
+        together: dict[str, list[Any]] = {}
+        for pair in self._values:
+            for values in pair:
+                for channel, value in values.items():
+                    together.setdefault(channel, []).append(value)
+        return {channel: _cut(values) for channel, values in [*together.items()][:_CHANNELS_MAX]}
+
+
+def _cut(values: list[Any]) -> Callable[[Any], int]:
+    if all(isinstance(value, float) for value in values):
+        finite = [value for value in values if math.isfinite(value)]
+        levels = np.arange(1, _BINS) / _BINS
+        edges = np.unique(np.quantile(finite, levels)) if finite else np.zeros(0)
+        return lambda value: (
+            int(np.searchsorted(edges, value, "right")) if math.isfinite(value) else _BINS
+        )
+    common = [value for value, _ in Counter(map(str, values)).most_common(_BINS)]
+    places = {value: place for place, value in enumerate(common)}
+    return lambda value: places.get(str(value), _BINS)
+
+
+def _values(outputs: Mapping[str, Array]) -> dict[str, Any]:
+    """The first row's values by channel: numbers with a fraction as such, the others as classes."""
+    found: dict[str, Any] = {}
+    for name, output in outputs.items():
+        array = widened(output) if output.dtype == BFLOAT16 else output
+        row = array[:1].ravel() if array.ndim else array.ravel()
+        for j, value in enumerate(row[:_CHANNELS_MAX].tolist()):
+            found[f"{name}[{j}]"] = value
+    return found
+
+
+def _events(answer: Answer) -> set[str]:
+    if answer.said:
+        return {"error"}
+    return set() if answer.is_finite else {"not_finite"}
+
+
+def _is_finite(output: Array) -> bool:
+    if output.dtype == BFLOAT16:
+        output = widened(output)
+    return output.dtype.kind != "f" or bool(np.isfinite(output).all())
+
+
+def _percent(part: int, whole: int) -> float:
+    return round(100 * part / whole, 4) if whole else 0.0
+
+
+def _plain(tolerance: Tolerance) -> dict[str, float | None]:
+    return {
+        "atol": tolerance.atol, "rtol": tolerance.rtol, "threshold": tolerance.threshold,
+    }  # fmt: skip
