@@ -6,6 +6,7 @@ import logging
 import re
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -48,6 +49,7 @@ from gateway.labels import PredictionLog
 from gateway.labels.log import LogMeters
 from gateway.labels.rows import Bounds
 from gateway.observer import Observer
+from gateway.outcomes import OutcomeReader
 from gateway.place import Place
 from gateway.prediction import DataPlane
 from gateway.recorder import Recorders
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
 
 _GC_OBJECTS = 50_000
 _REFRESH_S = 1.0
+_LABELS_S = 2.0
 _JOIN_S_MAX = 5.0
 
 Ready = Callable[[DataPlane], None]
@@ -140,7 +143,9 @@ class App:
         self.plane.predictions = self.predictions
         self.captures = _captures(config, self.telemetry, place)
         self.plane.recorders = Recorders(self.captures)
-        self.exposures, self.controller = _rollouts(config, self.plane, place, self.alarms)
+        self.exposures, self.controller, self.outcomes = _rollouts(
+            config, self.plane, place, self.alarms, self.predictions
+        )
         self.plane.exposures = self.exposures
         self.shadows = _shadows(config, self, place)
         self.plane.copies = self.shadows.by_model
@@ -196,6 +201,7 @@ class App:
         refreshing = asyncio.create_task(self._refresh())
         rolling = asyncio.create_task(self._roll())
         shadowing = asyncio.create_task(self.shadows.run(lambda: self.plane.table))
+        following = asyncio.create_task(self._follow_labels())
         if self._is_joining:
             # Others answer meanwhile, or clients wait in the queue of the socket: better than 503.
             await asyncio.wait([loading], timeout=_JOIN_S_MAX)
@@ -206,11 +212,10 @@ class App:
         finally:
             if self.carrier is not None:
                 await self.carrier.stop()
-            loading.cancel()
-            refreshing.cancel()
-            rolling.cancel()
-            shadowing.cancel()
-            await asyncio.gather(loading, refreshing, rolling, shadowing, return_exceptions=True)
+            tasks = (loading, refreshing, rolling, shadowing, following)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self.shadows.close()
             self.exposures.close()
             self.controller.close()
@@ -243,6 +248,20 @@ class App:
                 self.exposures.follow(await asyncio.to_thread(self.controller.tick))
             except Exception:  # noqa: BLE001  fail static: weights stay where they are
                 event("rollouts_failed", logging.ERROR, exc=True)
+
+    async def _follow_labels(self) -> None:
+        """Read what labels say of rollouts; beside the controller, which must not wait for it."""
+        while True:
+            await asyncio.sleep(_LABELS_S)
+            if not self.controller.is_holder:
+                continue
+            rollouts = {
+                model: exposure.rollout for model, exposure in self.exposures.by_model.items()
+            }
+            try:
+                await asyncio.to_thread(self.outcomes.look, rollouts)
+            except Exception:  # noqa: BLE001  a rollout waits; it is not moved by it
+                event("outcomes_not_read", logging.ERROR, exc=True)
 
     async def _load(self) -> None:
         try:
@@ -370,9 +389,13 @@ def _captures(config: ServerConfig, telemetry: Telemetry, place: Place | None) -
 
 
 def _rollouts(
-    config: ServerConfig, plane: DataPlane, place: Place | None, log: AlarmLog
-) -> tuple[Exposures, Controller]:
-    """What counts for rollouts, and what moves them."""
+    config: ServerConfig,
+    plane: DataPlane,
+    place: Place | None,
+    log: AlarmLog,
+    predictions: PredictionLog | None,
+) -> tuple[Exposures, Controller, OutcomeReader]:
+    """What counts for rollouts, what moves them, and what follows their labels."""
     run_dir = None if place is None else place.run_dir
     host, worker = _names(place)
     return (
@@ -385,6 +408,13 @@ def _rollouts(
             workers=readiness(config.state_path),
             deaths=deaths_of(run_dir),
             drifts=drifts_of(log),
+        ),
+        OutcomeReader(
+            predictions.store if predictions else None,
+            config.state_path,
+            host,
+            target=lambda model: labels.targets(plane).get(model),
+            now=time.time,
         ),
     )
 

@@ -11,13 +11,13 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from gateway import exposures
+from gateway import exposures, outcomes
 from gateway.alarms import AlarmLog
 from gateway.decision import Around, Move, Readiness, edges_of, judge, next_move
 from gateway.exposures import Slot
@@ -84,6 +84,7 @@ class Controller:
         self._revisions = Revisions(state_dir)
         self._lease = store.Lease((run_dir or state_dir / "run") / "controller.lock")
         self._folded: dict[str, Folded] = {}
+        self._read_files: dict[Path, tuple[tuple[int, int], outcomes.Found | None]] = {}
         self._beat = 0
         self._seen_beats: dict[str, tuple[int, float]] = {}
         self._first_missed: dict[int, float] = {}
@@ -99,6 +100,11 @@ class Controller:
                 model: rollout
                 for model, state in head.models.items()
                 if (rollout := _rollout(state)) is not None and not rollout.is_over
+            }
+            ids = {rollout.id for rollout in under_way.values()}
+            self._folded = {id_: folded for id_, folded in self._folded.items() if id_ in ids}
+            self._read_files = {
+                path: found for path, found in self._read_files.items() if path.parts[-3] in ids
             }
             if not under_way:
                 self._lease.release()
@@ -120,6 +126,11 @@ class Controller:
                 event("rollout_not_moved", logging.WARNING, model=model, reason=str(error))
         return under_way
 
+    @property
+    def is_holder(self) -> bool:
+        """Whether this is the one that looks, of the workers of its host."""
+        return self._lease.is_held
+
     def close(self) -> None:
         """Give the lease back."""
         self._lease.release()
@@ -133,6 +144,7 @@ class Controller:
         for each in found:
             folded.fold(each, rollout.edges)
             evidence = evidence + each.evidence
+        labels = self._outcomes(rollout, folded)
         evidence = evidence + folded.counted
         self._count_deaths(rollout, folded)
         barred = self._shadowed(model, rollout, evidence)
@@ -141,9 +153,16 @@ class Controller:
         met = folded.units_met(evidence)
         now = self._now()
         units = folded.units_since(rollout, met)
-        hard = [*folded.hard, *barred]
-        said = judge(rollout, evidence, units=units, now=now, peaks=folded.peaks, hard=hard)
-        self._write(rollout, said, evidence, folded, units)
+        said = judge(
+            rollout,
+            evidence,
+            units=units,
+            now=now,
+            peaks=folded.peaks,
+            hard=[*folded.hard, *barred],
+            labelled=folded.labelled,
+        )
+        self._write(rollout, said, evidence, folded, units, labels)
         around = Around(
             now=now,
             alarms=lambda: self._drifts(model, (rollout.candidate, rollout.control)),
@@ -249,6 +268,35 @@ class Controller:
         read = (exposures.read(path, rollout.id) for path in paths)
         return [found for found in read if found is not None]
 
+    def _outcomes(self, rollout: Rollout, folded: Folded) -> dict[str, Any]:
+        """Add up what all hosts have read of labels; what each of them says, by host."""
+        if rollout.plan.guards.outcome is None:
+            return {}
+        said = {}
+        directory = outcomes.outcomes_dir(self._state_dir, rollout.id)
+        for path in sorted(directory.glob("*.json")) if directory.is_dir() else []:
+            found = self._read_outcomes(path, rollout)
+            if found is not None:
+                said[path.stem] = {
+                    "units": found.n,
+                    "unusable": found.unusable,
+                    "problem": found.problem or None,
+                }
+                folded.fold_outcomes(found)
+        return said
+
+    def _read_outcomes(self, path: Path, rollout: Rollout) -> outcomes.Found | None:
+        """What a host's file holds; read again only when it has been replaced."""
+        try:
+            about = path.stat()
+        except OSError:
+            return None
+        seen = (about.st_mtime_ns, about.st_size)
+        known = self._read_files.get(path)
+        if known is None or known[0] != seen:
+            known = self._read_files[path] = seen, outcomes.read(path, rollout.id)
+        return known[1]
+
     def _remembered(self, rollout: Rollout) -> Folded:
         folded = self._folded.get(rollout.id)
         if folded is None:
@@ -256,14 +304,20 @@ class Controller:
                 folded = Folded.from_json(self._memory(rollout).read_bytes())
             except (OSError, ValueError, KeyError, TypeError, msgspec.DecodeError):
                 folded = Folded()
-            self._folded = {rollout.id: folded, **self._folded}
+            self._folded[rollout.id] = folded
         return folded
 
     def _memory(self, rollout: Rollout) -> Path:
         return self._directory(rollout) / f"controller-{self._host}.json"
 
     def _write(
-        self, rollout: Rollout, said: Verdict, evidence: Evidence, folded: Folded, units: int
+        self,
+        rollout: Rollout,
+        said: Verdict,
+        evidence: Evidence,
+        folded: Folded,
+        units: int,
+        labels: Mapping[str, Any],
     ) -> None:
         """Evidence so far, for whoever looks, and for the next controller."""
         totals = evidence.total(evidence.requests)
@@ -284,6 +338,7 @@ class Controller:
                 "control": _quantile(evidence, CONTROL),
             },
             "pairs": evidence.pairs,
+            "labels": labels,
             **said.to_dict(),
         }
         with contextlib.suppress(WriteError):

@@ -5,7 +5,7 @@ the next move, or none. No clock and no file, so that thousands of rollouts are 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,10 +16,11 @@ from gateway.shadow.tally import BIASED
 from monitors.guards import slow, verdict
 from monitors.guards.bets import CANDIDATE, CONTROL
 from monitors.guards.evidence import Evidence
+from monitors.guards.labelled import Labelled, Side
 from monitors.guards.verdict import Exposure, Guard, Peaks, Verdict
 from registry import rollouts
 from registry.revisions import ModelState
-from registry.rollouts import Cause, Rollout
+from registry.rollouts import Cause, Outcome, Rollout
 
 Move = Callable[[ModelState], ModelState]
 """From the state of a model to the next."""
@@ -66,6 +67,7 @@ def judge(
     now: float,
     peaks: Peaks | None = None,
     hard: Sequence[str] = (),
+    labelled: Labelled | None = None,
 ) -> Verdict:
     """The verdict on where a rollout is.
 
@@ -74,6 +76,7 @@ def judge(
     evidence : of the whole rollout, all workers together
     units : met by the candidate since the phase or step began
     hard : what happened that needs no statistics
+    labelled : outcomes of units that have got one
     """
     plan = rollout.plan
     units_min, for_s = 1, 0.0
@@ -98,6 +101,7 @@ def judge(
         ),
         hard=[*hard, *_not_finite(rollout, evidence), *_broken(rollout, evidence)],
         peaks=peaks,
+        labelled=labelled,
     )
     if said.kind == "ok" and rollout.at == "shadowing" and (why := _biased(evidence)):
         return Verdict("inconclusive", why, said.findings)
@@ -220,6 +224,8 @@ def guards_of(rollout: Rollout) -> tuple[Guard, ...]:
             found.append(Guard(name=name, kind=kind, action=action))  # type: ignore[arg-type]  # a literal
     if guards.srm.action != "ignore":
         found.append(Guard(name="srm", kind="balance", action="invalid", alpha=guards.srm.alpha))
+    if guards.outcome is not None and guards.outcome.action != "ignore":
+        found.extend(_on_outcomes(rollout, guards.outcome))
     if guards.ceiling.error_share is not None:
         share = guards.ceiling.error_share / 100
         found.append(
@@ -238,6 +244,20 @@ def guards_of(rollout: Rollout) -> tuple[Guard, ...]:
             )
         )
     return tuple(found)
+
+
+def _on_outcomes(rollout: Rollout, outcome: Outcome) -> Iterator[Guard]:
+    yield Guard(
+        name="outcome",
+        kind="outcome",
+        action=outcome.action,  # type: ignore[arg-type]  # not "ignore"
+        side=Side(outcome.margin, outcome.is_lower_better),
+        must_show=outcome.required and rollout.at == "step",
+    )
+    srm = rollout.plan.guards.srm
+    if srm.action != "ignore":
+        # Which units get a label must not depend on who answered them.
+        yield Guard(name="labelled_ratio", kind="labelled", action="invalid", alpha=srm.alpha)
 
 
 def edges_of(samples: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, tuple[float, ...]]:

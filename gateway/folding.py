@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from gateway import exposures
+from gateway import exposures, outcomes
 from gateway.exposures import KINDS
 from monitors.guards.bets import CANDIDATE
-from monitors.guards.evidence import Evidence, Weight, count
+from monitors.guards.evidence import Evidence, count, weight_of
+from monitors.guards.labelled import Labelled
 from monitors.guards.units import Units
 from monitors.guards.verdict import Peaks
 from registry import buckets
@@ -27,11 +28,13 @@ class Folded:
 
     units: dict[str, Units] = field(
         default_factory=lambda: {
-            name: Units(_UNITS_MAX) for name in ("seen", "met", "values", *KINDS)
+            name: Units(_UNITS_MAX) for name in ("seen", "met", "values", "outcomes", *KINDS)
         }
     )
     counted: Evidence = field(default_factory=Evidence)
     """Tallies of units. What was counted stays, also when a unit is no longer remembered."""
+    labelled: Labelled = field(default_factory=Labelled)
+    """First outcomes of units."""
     peaks: Peaks = field(default_factory=Peaks)
     hard: list[str] = field(default_factory=list)
     """What happened that needs no statistics."""
@@ -40,7 +43,7 @@ class Folded:
 
     def fold(self, found: exposures.Found, edges: Mapping[str, tuple[float, ...]]) -> None:
         """Count the units of one worker's file that nobody has counted yet."""
-        weights = [_weight(text) for text in found.weights]
+        weights = [weight_of(text) for text in found.weights]
         for name, units in found.units.items():
             mine = self.units[name]
             for unit, code in units:
@@ -59,6 +62,14 @@ class Folded:
                             count(table, weight, at, bin_=bin_, bins=bins)
                 else:
                     count(self.counted.events.setdefault(name, {}), weight, at)
+
+    def fold_outcomes(self, found: outcomes.Found) -> None:
+        """Count the outcomes that one host has read, of units that had none yet."""
+        mine = self.units["outcomes"]
+        weights = [weight_of(text) for text in found.weights]
+        for unit, code in found.units:
+            if mine.add(unit, code[:2]):
+                self.labelled.add(weights[code[0]], code[1], outcomes.value_of(code))
 
     def died(self, rollout: Rollout, in_hand: tuple[int, int]) -> None:
         """A worker died: one bad event for each variant that it had a request of in hand."""
@@ -95,6 +106,7 @@ class Folded:
                 "beat": beat,
                 "units": {name: units.to_dict() for name, units in self.units.items()},
                 "counted": self.counted.to_dict(),
+                "labelled": self.labelled.to_dict(),
                 "peaks": self.peaks.highest,
                 "hard": self.hard,
                 "began": self.began,
@@ -108,12 +120,8 @@ class Folded:
         return cls(
             {name: Units.from_dict(units) for name, units in plain["units"].items()},
             Evidence.from_dict(plain["counted"]),
+            Labelled.from_dict(plain["labelled"]),
             Peaks({str(k): float(v) for k, v in plain["peaks"].items()}),
             [str(sentence) for sentence in plain["hard"]],
             (float(plain["began"][0]), int(plain["began"][1])),
         )
-
-
-def _weight(text: str) -> Weight:
-    candidate, control = text.split("/")
-    return int(candidate), int(control)

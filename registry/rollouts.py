@@ -133,6 +133,28 @@ class SampleRatio(Part, frozen=True):
     """What a breach does."""
 
 
+class Outcome(Part, frozen=True):
+    """The guard on what turned out to be true, by labels that arrive later."""
+
+    metric: Literal["label", "wrong", "absolute_error", "squared_error"] = "label"
+    """The label itself, or how the answer missed it."""
+    direction: Literal["lower_is_better", "higher_is_better"] | None = None
+    """Needed for `label`; of a miss lower is better."""
+    margin: float = 0.0
+    """Worse by so much, on average over units, is nobody's concern; in units of the metric."""
+    labels_within_s: float = 604800.0
+    """Labels that arrive later than so long after their prediction do not count, in seconds."""
+    required: bool = False
+    """Whether a step is ok only once the candidate is shown not to be worse by the margin."""
+    action: GuardAction = "abort"
+    """What a breach does."""
+
+    @property
+    def is_lower_better(self) -> bool:
+        """Which way is worse."""
+        return self.direction != "higher_is_better"
+
+
 class Ceiling(Part, frozen=True):
     """Objectives that the candidate must meet whatever the champion does."""
 
@@ -159,6 +181,8 @@ class Guards(Part, frozen=True):
     """Where units went."""
     drift: Drift = Drift()
     """Drift alarms of either version, against its reference."""
+    outcome: Outcome | None = None
+    """What turned out to be true; none: labels are not looked at."""
     ceiling: Ceiling = Ceiling()
     """Objectives."""
 
@@ -209,7 +233,8 @@ class Plan(Part, frozen=True):
 
 
 PARTS: tuple[type[Part], ...] = (
-    Plan, Step, ShadowFirst, Guards, Harm, Slow, Watch, Drift, SampleRatio, Ceiling, Window,
+    Plan, Step, ShadowFirst, Guards, Harm, Slow, Watch, Drift, SampleRatio, Outcome, Ceiling,
+    Window,
 )  # fmt: skip
 """Every mapping there is: docs/reference/rollout-format.md lists their fields, a test compares."""
 
@@ -227,6 +252,8 @@ class Rollout(Part, frozen=True):
     """Where it is."""
     plan: Plan
     """What was asked for."""
+    began: float = 0.0
+    """When it was started, in seconds of UTC."""
     step: int = 0
     """Which step, from 0."""
     since: float = 0.0
@@ -344,6 +371,7 @@ def start(state: ModelState, candidate: int, plan: Plan, *, now: float, control:
         control=control,
         phase="preparing",
         plan=plan,
+        began=now,
         since=now,
         reason="preparing: waiting until all workers have the candidate warm",
     )
@@ -628,8 +656,24 @@ def _check_guards(guards: Guards) -> Iterator[str]:
         yield ".guards.slow_requests.quantile: must be at least 0.5 and less than 1"
     if not 0 < guards.srm.alpha <= 0.2:
         yield ".guards.srm.alpha: must be more than 0 and 0.2 at most"
+    if guards.outcome is not None:
+        yield from _check_outcome(guards.outcome)
     share, p99_s = guards.ceiling.error_share, guards.ceiling.p99_s
     if share is not None and not 0 < share < 100:
         yield ".guards.ceiling.error_share: must be more than 0 and less than 100 percent"
     if p99_s is not None and not p99_s > 0:
         yield ".guards.ceiling.p99_s: must be more than 0 seconds"
+
+
+def _check_outcome(outcome: Outcome) -> Iterator[str]:
+    at = ".guards.outcome"
+    if outcome.metric == "label" and outcome.direction is None:
+        yield f"{at}.direction: say lower_is_better or higher_is_better: a label may be either"
+    if outcome.metric != "label" and not outcome.is_lower_better:
+        yield f"{at}.direction: of {outcome.metric} lower is better"
+    if not 0 <= outcome.margin < math.inf:
+        yield f"{at}.margin: must be 0 or more"
+    if not 0 < outcome.labels_within_s < math.inf:
+        yield f"{at}.labels_within_s: must be more than 0 seconds"
+    if outcome.required and outcome.action == "ignore":
+        yield f"{at}: is required and ignored; leave one of them out"

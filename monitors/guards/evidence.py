@@ -22,7 +22,8 @@ def weight_text(weight: Weight) -> str:
     return f"{weight[0]}/{weight[1]}"
 
 
-def _weight(text: str) -> Weight:
+def weight_of(text: str) -> Weight:
+    """A weight from a key of JSON."""
     candidate, control = text.split("/")
     return int(candidate), int(control)
 
@@ -145,4 +146,4 @@ def _plain(table: Table) -> dict[str, Any]:
 
 
 def _table(plain: Mapping[str, Any]) -> Table:
-    return {_weight(text): np.array(counts, np.int64) for text, counts in plain.items()}
+    return {weight_of(text): np.array(counts, np.int64) for text, counts in plain.items()}

@@ -7,24 +7,26 @@ inconclusive  nothing was found, and not enough has been seen. No data is neithe
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from monitors.guards import balance, harm, outcome, paired, shift
+from monitors.guards import balance, harm, paired, shift
 from monitors.guards.bets import CANDIDATE, CONTROL
-from monitors.guards.evidence import Evidence, Table, both
+from monitors.guards.evidence import Evidence, both
+from monitors.guards.labelled import Labelled, Side
 from monitors.guards.power import ENOUGH_EVIDENCE
 
 Action: TypeAlias = Literal["abort", "hold", "invalid"]
 Kind: TypeAlias = Literal["ok", "breach", "invalid", "inconclusive"]
 GuardKind: TypeAlias = Literal[
-    "harm", "shift", "balance", "inputs", "ceiling", "disagreement", "outcome"
+    "harm", "shift", "balance", "inputs", "ceiling", "disagreement", "outcome", "labelled"
 ]
 
 _SHOWN = math.log(ENOUGH_EVIDENCE)
+_NO_WORSE = Side(0.0, is_lower_better=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +37,7 @@ class Guard:
     kind: GuardKind
     action: Action = "abort"
     event: str = ""
-    """Kind of bad event, for harm and ceilings; the outcome's name."""
+    """Kind of bad event, for harm and ceilings."""
     ratio_max: float = 1.0
     """Ratio of rates, candidate to control, that nobody minds."""
     share_max: float = 0.0
@@ -43,7 +45,44 @@ class Guard:
     alpha: float | None = None
     """Its own level; None: an equal part of the rollout's."""
     must_show: bool = True
-    """Of a harm guard: whether `no_worse_than` is to be shown of it."""
+    """Of a harm guard: whether `no_worse_than` is to be shown of it. Of outcomes: whether they must
+    be shown not to be worse by the margin."""
+    side: Side = _NO_WORSE
+    """Of outcomes: by how much worse nobody minds, and which way is worse."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Outcomes of the two variants, and what difference could have been seen."""
+
+    side: Side
+    means: tuple[float, float]
+    """Of candidate and control, as they are."""
+    interval: tuple[float, float, float] | None
+    """Best, lowest and highest difference, candidate minus control, always valid at 95 %; None:
+    fewer units have an outcome than that takes."""
+    log_shown: float
+    """Evidence that the candidate is not worse by the margin."""
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the candidate is known not to be worse by the margin."""
+        return self.log_shown >= _SHOWN
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON; a mean of nobody is null."""
+        low_high = self.interval
+        return {
+            "candidate": _rounded(self.means[CANDIDATE]),
+            "control": _rounded(self.means[CONTROL]),
+            "better": "lower" if self.side.is_lower_better else "higher",
+            "margin": self.side.margin,
+            "difference": None if low_high is None else [_rounded(value) for value in low_high],
+            "detectable": None if low_high is None else _rounded((low_high[2] - low_high[1]) / 2),
+            "evidence_not_worse": _factor(self.log_shown),
+            "evidence_needed": ENOUGH_EVIDENCE,
+            "not_worse": self.is_shown,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +99,8 @@ class Finding:
     """Bad events (or hits) and units of each."""
     ratio: tuple[float, float, float] | None = None
     """Best, lowest and highest ratio of rates, always valid at 95 %."""
+    compared: Compared | None = None
+    """Of outcomes."""
 
     @property
     def is_breach(self) -> bool:
@@ -85,6 +126,7 @@ class Finding:
             "ratio": None
             if self.ratio is None
             else [round(value, 4) if math.isfinite(value) else None for value in self.ratio],
+            **({} if self.compared is None else {"outcome": self.compared.to_dict()}),
         }
 
 
@@ -151,7 +193,7 @@ def judge(
     exposure: Exposure,
     hard: Sequence[str] = (),
     peaks: Peaks | None = None,
-    outcomes: Mapping[str, Table] | None = None,
+    labelled: Labelled | None = None,
 ) -> Verdict:
     """The verdict on a step.
 
@@ -161,13 +203,15 @@ def judge(
     alpha : probability that a candidate without fault is ever found at fault, over all guards
     hard : sentences about what needs no statistics (a worker killed, outputs not finite)
     peaks : highest evidence so far; updated
-    outcomes : (n_weights, 2) bad outcomes by name, where labels have arrived
+    labelled : outcomes of units, where labels have arrived
     """
     peaks = peaks if peaks is not None else Peaks()
     bounds = log_bounds(guards, alpha)
+    labelled = labelled if labelled is not None else Labelled()
     found = tuple(
-        _finding(guard, evidence, bounds[guard.name], peaks, outcomes or {}) for guard in guards
+        _finding(guard, evidence, bounds[guard.name], peaks, labelled) for guard in guards
     )
+    found = _doubted(guards, found)
     if hard:
         return Verdict("breach", "; ".join(hard), found, "abort")
     for action, kind in (("abort", "breach"), ("invalid", "invalid"), ("hold", "breach")):
@@ -175,7 +219,7 @@ def judge(
         if over:
             reason = "; ".join(_why(finding) for finding in over)
             return Verdict(kind, reason, found, over[0].action)  # type: ignore[arg-type]  # literals
-    missing = _missing(evidence, guards, exposure)
+    missing = _missing(evidence, guards, exposure, found)
     if missing:
         return Verdict("inconclusive", missing, found)
     return Verdict("ok", f"{exposure.units} units and nothing found", found)
@@ -186,13 +230,23 @@ def _finding(
     evidence: Evidence,
     log_bound: float,
     peaks: Peaks,
-    outcomes: Mapping[str, Table],
+    labelled: Labelled,
 ) -> Finding:
     units = evidence.total(evidence.units)
     hits = np.zeros(2, np.int64)
-    ratio = None
+    ratio = compared = None
     log = 0.0
-    if guard.kind == "ceiling":
+    if guard.kind == "outcome":
+        log, shown = labelled.log_evidence(guard.side)
+        units = labelled.n()
+        ones = evidence.total(labelled.ones)
+        hits = ones if labelled.is_binary else hits
+        compared = _compared(guard.side, labelled, peaks.raised(f"{guard.name}:shown", shown))
+    elif guard.kind == "labelled":
+        units = hits = labelled.n()
+        weights, counts = both(labelled.units)
+        log = float(balance.log_evidence(counts, weights)) if weights.size else 0.0
+    elif guard.kind == "ceiling":
         n = int(evidence.total(evidence.requests)[CANDIDATE])
         hits = evidence.all_events.get(guard.event, hits)
         log = float(paired.log_evidence_above(int(hits[CANDIDATE]), n, guard.share_max))
@@ -203,17 +257,12 @@ def _finding(
         log = float(
             paired.log_evidence_above(int(hits[CANDIDATE]), int(units[CANDIDATE]), guard.share_max)
         )
-    elif guard.kind in ("harm", "outcome"):
-        source = outcomes if guard.kind == "outcome" else evidence.events
-        weights, bad = both(source.get(guard.event, {}))
+    elif guard.kind == "harm":
+        weights, bad = both(evidence.events.get(guard.event, {}))
         if weights.size:
             hits = bad.sum(axis=0)
             ratio = harm.ratio_interval(bad, weights)
-            log = float(
-                harm.log_evidence(bad, weights, ratio_allowed=guard.ratio_max)
-                if guard.kind == "harm"
-                else outcome.log_evidence_two_sided(bad, weights)
-            )
+            log = float(harm.log_evidence(bad, weights, ratio_allowed=guard.ratio_max))
     elif guard.kind == "balance":
         weights, counts = both(evidence.units)
         log = float(balance.log_evidence(counts, weights)) if weights.size else 0.0
@@ -236,10 +285,43 @@ def _finding(
         (int(hits[CANDIDATE]), int(units[CANDIDATE])),
         (int(hits[CONTROL]), int(units[CONTROL])),
         ratio,
+        compared,
     )
 
 
-def _missing(evidence: Evidence, guards: Sequence[Guard], exposure: Exposure) -> str:
+def _doubted(guards: Sequence[Guard], found: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Findings about outcomes, as far as it can be trusted who gets a label.
+
+    Where labels depend on the variant, outcomes seem to differ too. So these need more evidence, by
+    the factor that there is against fair labels; once those are known to be unfair, nothing is
+    said about the candidate.
+    """
+    unfair = next(
+        (f for guard, f in zip(guards, found, strict=True) if guard.kind == "labelled"), None
+    )
+    if unfair is None:
+        return tuple(found)
+    more = max(unfair.log_evidence, 0.0)
+    return tuple(
+        replace(
+            finding,
+            log_bound=finding.log_bound + more,
+            action="invalid" if unfair.is_breach else finding.action,
+        )
+        if guard.kind == "outcome"
+        else finding
+        for guard, finding in zip(guards, found, strict=True)
+    )
+
+
+def _compared(side: Side, labelled: Labelled, log_shown: float) -> Compared:
+    means = [sums.total / sums.n if sums.n else math.nan for sums in labelled.outcomes]
+    return Compared(side, (means[CANDIDATE], means[CONTROL]), labelled.interval(), log_shown)
+
+
+def _missing(
+    evidence: Evidence, guards: Sequence[Guard], exposure: Exposure, found: Sequence[Finding]
+) -> str:
     if exposure.units < exposure.units_min:
         return f"the candidate has met {exposure.units} of {exposure.units_min} units"
     if not exposure.is_long_enough:
@@ -262,15 +344,42 @@ def _missing(evidence: Evidence, guards: Sequence[Guard], exposure: Exposure) ->
                 f"{guard.name}: not yet shown that the ratio is below"
                 f" {exposure.no_worse_than:g} ({missing})"
             )
+    for guard, finding in zip(guards, found, strict=True):
+        compared = finding.compared
+        if compared is not None and guard.must_show and not compared.is_shown:
+            return (
+                f"{guard.name}: not yet shown that it is not worse by {guard.side.margin:g};"
+                f" {finding.candidate[1]} and {finding.control[1]} units have a label"
+                f" (evidence {_factor(compared.log_shown):,.3g}, needs {ENOUGH_EVIDENCE:g})"
+            )
     return ""
 
 
 def _why(finding: Finding) -> str:
+    if finding.compared is not None:
+        return _why_outcome(finding, finding.compared)
     (hits, of), (control_hits, control_of) = finding.candidate, finding.control
     return (
         f"{finding.name}: candidate {hits} of {of}, control {control_hits} of {control_of};"
         f" evidence {_factor(finding.log_evidence):,.0f} (needs {_factor(finding.log_bound):,.0f})"
     )
+
+
+def _why_outcome(finding: Finding, compared: Compared) -> str:
+    better = "lower" if compared.side.is_lower_better else "higher"
+    means = [f"{mean:.4g} of {n} units" for mean, n in (
+        (compared.means[CANDIDATE], finding.candidate[1]),
+        (compared.means[CONTROL], finding.control[1]),
+    )]  # fmt: skip
+    return (
+        f"{finding.name}: candidate {means[0]}, control {means[1]}, {better} is better,"
+        f" {compared.side.margin:g} is allowed;"
+        f" evidence {_factor(finding.log_evidence):,.0f} (needs {_factor(finding.log_bound):,.0f})"
+    )
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _factor(log: float) -> float:
