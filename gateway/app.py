@@ -57,6 +57,7 @@ from gateway.shadow import Shadows
 from gateway.sync import Sync
 from gateway.tap import Tap
 from gateway.telemetry import (
+    BREAKER_OPEN,
     BUILD,
     CAPTURE_BYTES,
     CAPTURE_DROPPED,
@@ -287,6 +288,7 @@ class App:
         telemetry.source(REVISION, self.sync.revision_samples)
         telemetry.source(ROLLOUT_WEIGHT, self.exposures.weight_samples)
         telemetry.source(CAPTURE_BYTES, lambda: [((), float(self.captures.n_bytes))])
+        telemetry.source(BREAKER_OPEN, lambda: self.plane.breakers.samples(self.plane.route))
         telemetry.source(DEGRADED, self._degraded)
         if (webhooks := self.webhooks) is not None:
             telemetry.source(WEBHOOKS_WAITING, lambda: [((), float(webhooks.waiting))])

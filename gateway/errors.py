@@ -29,6 +29,7 @@
     |- NotReadyError            503  nothing can answer yet, or any more
     |- UnauthenticatedError     401  no key, or none that is known
     |- ForbiddenError           403  not from here, or not with this key
+    |- BreakerOpenError         503  the variant is left alone for a while (never sent)
     |- DeadlineError            504  the answer would come too late
     |- StorageError             507  the disk or the database says no
     |- QueueFullError           429  as many rows wait as may wait
@@ -412,6 +413,17 @@ class VersionRefusedError(NotReadyError):
     code = "version_refused"
 
 
+class BreakerOpenError(GatewayError):
+    """A variant that keeps failing is left alone for a while: another one is asked."""
+
+    code = "breaker_open"
+    status = 503
+    grpc_status = "UNAVAILABLE"
+
+    def __init__(self, model: str, version: int) -> None:
+        super().__init__(f"model {model!r} version {version}: its breaker is open")
+
+
 class DeadlineError(GatewayError):
     """The time the caller allowed is over."""
 
@@ -420,7 +432,8 @@ class DeadlineError(GatewayError):
     grpc_status = "DEADLINE_EXCEEDED"
 
     def __init__(self, model: str, timeout_s: float) -> None:
-        super().__init__(f"model {model!r}: no answer within {timeout_s:g} s")
+        shown_s = timeout_s if timeout_s < 0.01 else round(timeout_s, 3)
+        super().__init__(f"model {model!r}: no answer within {shown_s:g} s")
 
 
 class StorageError(GatewayError):
@@ -483,6 +496,7 @@ ALL = (
     NotAppliedError,
     NoMemoryError,
     VersionRefusedError,
+    BreakerOpenError,
     DeadlineError,
     StorageError,
 )

@@ -2,15 +2,16 @@
 
 import asyncio
 import contextlib
-import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 
 from gateway.config import ServerConfig
 from gateway.errors import (
+    BreakerOpenError,
     ClientGoneError,
     DeadlineError,
     GatewayError,
@@ -18,6 +19,7 @@ from gateway.errors import (
     OverrideError,
 )
 from gateway.exposures import Exposures
+from gateway.fallback import LEFT_S_MIN, Breakers, Budget
 from gateway.labels import Asked, Observed, PredictionLog
 from gateway.limits import Gate, refuse_rows
 from gateway.protocol.call import Answer, Call, Codec, choose, classified, n_rows, refuse_texts
@@ -28,16 +30,12 @@ from gateway.tap import Tap
 from gateway.telemetry import REJECTED, Telemetry
 from gateway.tensors import Array
 from registry.catalog import VersionFiles
-from registry.routes import Limits
+from registry.routes import Limits, Route
 
 _SMALL_BYTES = 256 * 1024
 """Larger bodies are decoded off the loop."""
 
 _UNLIMITED = Limits()
-_FIRST_SHARE = 2 / 3
-"""Of a request's time, for the variant that should answer; the rest is for one hop."""
-_LEFT_S_MIN = 0.001
-
 Gone = Callable[[], Awaitable[None]]
 """Returns when the client has hung up."""
 
@@ -92,6 +90,7 @@ class DataPlane:
         self.recorders: Recorders | None = None
         """Where requests are captured, of models whose route asks for it."""
         self._large = asyncio.Semaphore(1)
+        self.breakers = Breakers(telemetry, self._opened)
         self._gates: dict[str, Gate] = {}
         self._meters: dict[tuple[str, int], dict[tuple[str, str], Meters]] = {}
 
@@ -107,6 +106,21 @@ class DataPlane:
     def rejected(self, error: GatewayError) -> None:
         """Count a request that was refused before a version was picked."""
         self.telemetry.counter(REJECTED, error.code).add()
+
+    def variants(self, model: str) -> Mapping[int, Variant]:
+        """The open versions of a model at this moment."""
+        found = self.table.models.get(model)
+        return {} if found is None else found.variants
+
+    def route(self, model: str) -> Route | None:
+        """The route of a model, if it has one."""
+        found = self.table.models.get(model)
+        return None if found is None else found.route
+
+    def _opened(self, model: str, version: int) -> None:
+        """A breaker has opened: a rollout of that version ends."""
+        if self.exposures is not None:
+            self.exposures.opened(model, version)
 
     def gate(self, model: str) -> Gate:
         """Who is let in to a model."""
@@ -153,20 +167,22 @@ async def infer(plane: DataPlane, codec: Codec, head: Head, body: bytes, start: 
             call = await _decoded(plane, codec, body)
             head.model, head.version = call.model, call.version
         # The table is read once, and not kept: what leaves it is closed with its last request.
-        routing = plane.table.model(head.model).routing
-        if call is None and routing is not None and routing.reads_body:
-            call = await _decoded(plane, codec, body)
-        picked, decision = pick(plane.table.model(head.model), head, call)
-        variant = picked if isinstance(picked, Variant) else await _opened(plane, head, picked)
+        model = plane.table.model(head.model)
+        routing = model.routing
+        if routing is None:
+            picked, decision = pick(model, head, call)
+            del model
+            variant = picked if isinstance(picked, Variant) else await _opened(plane, head, picked)
     except GatewayError as error:
         plane.rejected(error)
         raise
     if routing is None:
         return await _answered(plane, codec, head, body, call, variant, decision, start)
-    return await _routed(plane, codec, head, body, call, variant, decision, start, routing)
+    del model
+    return await _routed(plane, codec, head, body, call, start, routing)
 
 
-async def _answered(  # noqa: C901, PLR0912, PLR0917  one prediction from start to end, on one screen
+async def _answered(  # noqa: C901, PLR0912, PLR0915, PLR0917  one prediction from start to end, on one screen
     plane: DataPlane,
     codec: Codec,
     head: Head,
@@ -175,7 +191,7 @@ async def _answered(  # noqa: C901, PLR0912, PLR0917  one prediction from start 
     variant: Variant,
     decision: Decision | None,
     start: float,
-    timeout_s: float | None = None,
+    budget: Budget | None = None,
     rows_max: int | None = None,
     taking: Taking | None = None,
     copies: Copies | None = None,
@@ -199,10 +215,12 @@ async def _answered(  # noqa: C901, PLR0912, PLR0917  one prediction from start 
             refuse_rows(model, rows, rows_max)
         if taking is not None:
             taking.bound(served, inputs, rows, call)
-        timeout_s = timeout_s or plane.timeout_s
+        timeout_s = plane.timeout_s if budget is None else budget.total_s
         for asked_s in (call.timeout_s, head.timeout_s):
             if asked_s is not None and asked_s < timeout_s:
                 timeout_s = asked_s
+        if budget is not None:
+            timeout_s = budget.take(timeout_s)
         queue = variant.queue
         future = queue.submit(inputs, rows, timeout_s)
         outputs = await (_unless_gone(future, head.gone) if head.gone and queue.is_busy else future)
@@ -234,55 +252,95 @@ async def _answered(  # noqa: C901, PLR0912, PLR0917  one prediction from start 
     return answer
 
 
-async def _routed(  # noqa: PLR0917  what `infer` knows by now
+async def _routed(
+    plane: DataPlane,
+    codec: Codec,
+    head: Head,
+    body: bytes,
+    call: Call | None,
+    start: float,
+    routing: Routing,
+) -> Answer:
+    """The same under a route: within its limits, which come before any other work."""
+    name = head.model or ""
+    gate = plane.gate(name)
+    try:
+        gate.enter(routing.route.limits or _UNLIMITED)
+    except GatewayError as error:
+        plane.rejected(error)
+        raise
+    try:
+        try:
+            if call is None and routing.reads_body:
+                call = await _decoded(plane, codec, body)
+            picked, decision = pick(plane.table.model(name), head, call)
+            variant = picked if isinstance(picked, Variant) else await _opened(plane, head, picked)
+        except GatewayError as error:
+            plane.rejected(error)
+            raise
+        if decision is None:  # The route was deleted meanwhile.
+            return await _answered(plane, codec, head, body, call, variant, None, start)
+        return await _asked(plane, codec, head, body, call, variant, decision, start, routing)
+    finally:
+        gate.leave()
+
+
+async def _asked(  # noqa: PLR0917  what `infer` knows by now
     plane: DataPlane,
     codec: Codec,
     head: Head,
     body: bytes,
     call: Call | None,
     variant: Variant,
-    decision: Decision | None,
+    decision: Decision,
     start: float,
     routing: Routing,
 ) -> Answer:
-    """The same under a route: within its limits and its time, with one hop if the variant fails."""
-    route, model = routing.route, variant.model
-    limits, fallback = route.limits or _UNLIMITED, route.fallback
-    total_s = min(route.timeout_s or plane.timeout_s, head.timeout_s or math.inf)
-    first_s = total_s
-    if fallback is not None and "timeout" in fallback.on:
-        first_s *= _FIRST_SHARE  # One budget for both: something must be left for the hop.
-    gate = plane.gate(model)
-    try:
-        gate.enter(limits)
-    except GatewayError as error:
-        plane.rejected(error)
-        raise
+    """What the variant says, or another one instead: within one time, with one hop at most."""
+    route, breakers = routing.route, plane.breakers
+    rows_max = route.limits.rows_max if route.limits else None
+    can_hop = head.version is None and "timeout" in (route.fallback.on if route.fallback else ())
+    budget = Budget(start, route.timeout_s or plane.timeout_s, can_hop=can_hop)
+    variants = partial(plane.variants, variant.model)
     code, taking = ClientGoneError.code, None
     try:
         taking = _taken(plane, head, call, variant, decision, start, routing)
-        answer = await _answered(
-            plane, codec, head, body, call, variant, decision, start, first_s, limits.rows_max,
-            taking, plane.copies.get(model),
-        )  # fmt: skip
+        other = breakers.diverted(routing, variant, decision, variants)
+        if other is not None:
+            _refused(plane, variant, decision)
+        else:
+            try:
+                with breakers.around(routing, variant, decision, budget, variants):
+                    answer = await _answered(
+                        plane, codec, head, body, call, variant, decision, start, budget,
+                        rows_max, taking, plane.copies.get(variant.model),
+                    )  # fmt: skip
+            except GatewayError as error:
+                other = breakers.hop(routing, variant, error, variants)
+                if other is None or head.version is not None or budget.left_s < LEFT_S_MIN:
+                    raise
+                call = None  # What was bound to one version is read again for another.
+        if other is not None:
+            head.decision = other.decision.header
+            with breakers.around(routing, *other, budget, variants):
+                answer = await _answered(
+                    plane, codec, head, body, call, *other, start, budget, rows_max, taking
+                )
         code = "ok"
     except GatewayError as error:
         code = error.code
-        left_s = total_s - (time.perf_counter() - start)
-        found = routing.hop(error, variant.version, plane.table.model(model).variants)
-        if found is None or head.version is not None or left_s < _LEFT_S_MIN:
-            raise
-        other, hop = found
-        head.decision = hop.header
-        answer = await _answered(
-            plane, codec, head, body, None, other, hop, start, left_s, taking=taking
-        )
-        code = "ok"
+        raise
     finally:
-        gate.leave()
         if taking is not None:
             taking.ended(code)
     return answer
+
+
+def _refused(plane: DataPlane, variant: Variant, decision: Decision) -> None:
+    """An open breaker kept a request from the variant that it was assigned to: the blame stays."""
+    plane.meters(variant, decision.choice).fail(BreakerOpenError.code, 0.0)
+    if plane.exposures and (watched := plane.exposures.begin(variant.served, decision)):
+        watched.failed(0.0, BreakerOpenError.status)
 
 
 def _taken(

@@ -9,8 +9,6 @@ from typing import Any, Protocol
 
 from gateway.counters import Counter, Histogram
 from gateway.errors import (
-    DeadlineError,
-    GatewayError,
     ModelNotFoundError,
     NotReadyError,
     OverrideError,
@@ -362,24 +360,6 @@ class Routing:
             self._drawn = iter([many[k : k + 16] for k in range(16, _DRAWN_BYTES, 16)])
             drawn = many[:16]
         return routes.UNIT_REQUEST, drawn
-
-    def hop(
-        self, error: GatewayError, version: int, variants: Mapping[int, Variant]
-    ) -> tuple[Variant, Decision] | None:
-        """Who answers instead of a version that failed so; None: nobody does."""
-        fallback = self.route.fallback
-        kind = "timeout" if isinstance(error, DeadlineError) else "error"
-        if fallback is None or kind not in fallback.on or error.status < 500:
-            return None
-        for to in fallback.to:
-            other = variants.get(self.version_of(to))
-            if other is not None and other.version != version:
-                reason = f"FALLBACK({version})"
-                choice = Choice.of(
-                    str(to), other.version, reason, self.revision, traffic="fallback"
-                )
-                return other, Decision(choice)
-        return None
 
     def override(self, wanted: str) -> Decision:
         """What a client named itself; counted apart, and in no statistics.

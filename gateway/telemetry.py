@@ -141,6 +141,23 @@ SHADOW_DROPPED = _declare(
         (*_VERSION, "reason"),
     )
 )
+BREAKER_OPEN = _declare(
+    Family(
+        "driftgate_breaker_open",
+        "gauge",
+        "Workers that leave a version alone, or only probe it, of routes with a breaker.",
+        _VERSION,
+        merge="sum",
+    )
+)
+BREAKER_OPENED = _declare(
+    Family(
+        "driftgate_breaker_opened_total",
+        "counter",
+        "Times that a worker's breaker of a version opened, also again after a failed probe.",
+        _VERSION,
+    )
+)
 RUNS_ENDED = _declare(
     Family(
         "driftgate_runs_ended_total",

@@ -375,7 +375,6 @@ def targets(route: Route) -> Iterator[tuple[str, Target]]:
 
 
 UNSERVED = {
-    "breaker": "there are no breakers yet",
     "limits.rate_per_s_max": "rates are not limited yet",
 }
 """Parts that can be read and that this release does not serve, with what it does not do."""

@@ -255,8 +255,8 @@ def slow(rows: int | None = None, n_rounds: int = 500) -> bytes:
     )
 
 
-def rounds() -> bytes:
-    """The number itself, after going round so many times: some inputs take for ever."""
+def rounds(most: int = 2**62) -> bytes:
+    """The number itself, after so many rounds, `most` at most: some inputs take for ever."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["goes_on"], ["still"]),
@@ -275,14 +275,19 @@ def rounds() -> bytes:
     )
     return _model(
         [
-            helper.make_node("ReduceMax", ["n"], ["most"], keepdims=0),
+            helper.make_node("ReduceMax", ["n"], ["largest"], keepdims=0),
+            helper.make_node("Min", ["largest", "limit"], ["most"]),
             helper.make_node("Loop", ["most", "always", "zero"], ["end"], body=body),
             helper.make_node("Cast", ["n"], ["number"], to=TensorProto.FLOAT),
             helper.make_node("Add", ["number", "end"], ["y"]),
         ],
         [_info("n", "INT64", ("n",))],
         [_info("y", "FP32", ("n",))],
-        {"always": np.array(1, np.bool_), "zero": np.array(0, np.float32)},
+        {
+            "always": np.array(1, np.bool_),
+            "zero": np.array(0, np.float32),
+            "limit": np.array(most, np.int64),
+        },
     )
 
 

@@ -88,7 +88,9 @@ def _only(given: dict[str, Any], *fields: str) -> None:
 
 
 def _about(plane: DataPlane, model: Model) -> dict[str, Any]:
-    rows_max = batch_limits(plane.config, model.route)["rows_max"]
+    versions = {
+        version: _open(plane, model, variant) for version, variant in model.variants.items()
+    }
     return {
         "name": model.name,
         "champion": model.champion.version if model.champion else None,
@@ -97,18 +99,21 @@ def _about(plane: DataPlane, model: Model) -> dict[str, Any]:
                 "version": version,
                 "state": _state(model, version),
                 "reason": model.refused.get(version),
-                **(_open(model.variants[version], rows_max) if version in model.variants else {}),
+                **versions.get(version, {}),
             }
             for version in model.versions
         ],
     }
 
 
-def _open(variant: Variant, rows_max: int) -> dict[str, Any]:
-    """What the warm-up of an open version found, under the route in force."""
-    about = dict(variant.about)
+def _open(plane: DataPlane, model: Model, variant: Variant) -> dict[str, Any]:
+    """What the warm-up of an open version found, under the route in force; and its breaker here."""
+    about, route = dict(variant.about), model.route
+    rows_max = batch_limits(plane.config, route)["rows_max"]
     if variant.can_batch:
         about["batched"] = f"up to {rows_max} rows" if rows_max > 1 else "no: batch.rows_max is 1"
+    if route is not None and route.breaker is not None:
+        about["breaker"] = plane.breakers.state(model.name, variant.version)
     return about
 
 

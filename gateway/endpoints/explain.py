@@ -5,6 +5,7 @@ Nothing is executed.
 
 import asyncio
 import time
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -17,7 +18,7 @@ from gateway.endpoints.route import Endpoint, JSONAnswer, json_object
 from gateway.errors import BadRequestError, ChangeRefusedError, shown
 from gateway.prediction import DataPlane, Head, pick
 from gateway.protocol import v2_json
-from gateway.router import Variant
+from gateway.router import Decision, Routing, Variant
 from gateway.simulation import Way, simulate
 from registry import changes, routes
 from registry.revisions import ModelState
@@ -48,7 +49,8 @@ def endpoints(plane: DataPlane, door: Door, captures: Path) -> list[Endpoint]:
         if "request" in given:
             call = v2_json.decode(orjson.dumps(given["request"]))
         model = plane.table.model(request.path_params["model"])
-        picked, _ = pick(model, head, call)
+        picked, decision = pick(model, head, call)
+        _divert(plane, head, model.routing, picked, decision)
         said = dict(part.split("=", 1) for part in head.decision.decode().split("; "))
         is_open = isinstance(picked, Variant)
         return JSONAnswer({"decision": said, "is_open": is_open})
@@ -92,3 +94,18 @@ def endpoints(plane: DataPlane, door: Door, captures: Path) -> list[Endpoint]:
 def _simulated(found: reading.Reading, before: Way, after: Way) -> dict[str, object]:
     made = simulate(found, before, after, rest=lambda: time.sleep(_REST_S))
     return {**made.document(), "passed_over": found.said()}
+
+
+def _divert(
+    plane: DataPlane,
+    head: Head,
+    routing: Routing | None,
+    picked: Variant | int,
+    decision: Decision | None,
+) -> None:
+    """Say who is asked instead of a variant whose breaker is open in this worker."""
+    if routing is None or decision is None or not isinstance(picked, Variant):
+        return
+    variants = partial(plane.variants, picked.model)
+    if other := plane.breakers.diverted(routing, picked, decision, variants):
+        head.decision = other.decision.header
