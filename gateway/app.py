@@ -45,6 +45,7 @@ from gateway.endpoints.predict import Predict, is_prediction
 from gateway.endpoints.route import Endpoint, no_such_path, routes
 from gateway.endpoints.stream import Stream, is_stream
 from gateway.exposures import Exposures
+from gateway.labelling import Labelling
 from gateway.labels import PredictionLog
 from gateway.labels.log import LogMeters
 from gateway.labels.rows import Bounds
@@ -142,6 +143,10 @@ class App:
             self.carrier = carrier.Carrier(self.plane, self.access, grpc_host)
         self.predictions = _prediction_log(config, self.telemetry)
         self.plane.predictions = self.predictions
+        self.labelling = _labelling(
+            config, self.predictions, self.alarms, self.observer, self.telemetry
+        )
+        self.sync.sessions.labelling = self.labelling
         self.captures = _captures(config, self.telemetry, place)
         self.plane.recorders = Recorders(self.captures)
         self.exposures, self.controller, self.outcomes = _rollouts(
@@ -156,9 +161,9 @@ class App:
         self.endpoints: list[Endpoint] = [
             *about.endpoints(self.plane, self.access),
             *repository.endpoints(self.plane, door),
-            *monitor.endpoints(self.plane, self.observer, self.telemetry),
+            *monitor.endpoints(self.plane, self.observer, self.telemetry, self.labelling),
             *alarms.endpoints(self.alarms),
-            *performance.endpoints(self.plane, self.predictions),
+            *performance.endpoints(self.plane, self.predictions, self.labelling),
             *labels.endpoints(self.plane, self.predictions, self.telemetry),
             *admin.endpoints(self.plane, self.observer),
             *revisions.endpoints(self.plane, door),
@@ -194,8 +199,7 @@ class App:
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         if self.webhooks is not None:
             self.webhooks.start()
-        if self.predictions is not None:
-            self.predictions.start()
+        self._start_labels()
         self.captures.start_if_any()
         self.observer.start()
         loading = asyncio.create_task(self._load())
@@ -222,11 +226,22 @@ class App:
             self.controller.close()
             await self.sync.close()
             await self.observer.stop()
-            if self.predictions is not None:
-                await asyncio.to_thread(self.predictions.stop)
+            await asyncio.to_thread(self._stop_labels)
             await asyncio.to_thread(self.captures.stop)
             if self.webhooks is not None:
                 await asyncio.to_thread(self.webhooks.stop)
+
+    def _start_labels(self) -> None:
+        if self.predictions is not None:
+            self.predictions.start()
+        if self.labelling is not None:
+            self.labelling.judge.start()
+
+    def _stop_labels(self) -> None:
+        if self.labelling is not None:
+            self.labelling.judge.stop()
+        if self.predictions is not None:
+            self.predictions.stop()
 
     async def _refresh(self) -> None:
         """Look at the file of keys again and again: a revoked key ends without a restart.
@@ -388,6 +403,28 @@ def _captures(config: ServerConfig, telemetry: Telemetry, place: Place | None) -
         queue_bytes_max=config.capture.queue_bytes_max,
         record_bytes_max=config.capture.segment_bytes_max - len(HEAD_LINE),
     )
+
+
+def _labelling(
+    config: ServerConfig,
+    predictions: PredictionLog | None,
+    alarms: AlarmLog,
+    observer: Observer,
+    telemetry: Telemetry,
+) -> Labelling | None:
+    """What judges labels; None where no predictions wait for any."""
+    if predictions is None:
+        return None
+    from gateway.labels.judge import Judge  # noqa: PLC0415  SQLAlchemy takes its time to load
+
+    judge = Judge(
+        predictions.store,
+        alarms,
+        is_judge=lambda: observer.shared.is_judge,
+        spends=observer.spend_on,
+        spends_not=observer.spend_no_more,
+    )
+    return Labelling(config, telemetry, judge, is_shared=not predictions.store.is_local)
 
 
 def _rollouts(

@@ -165,6 +165,12 @@ class LabelsConfig:
     """Bytes of the database; beyond it the oldest predictions go first."""
     wait_s: float = 3600.0
     """A label whose prediction is not there waits so long for it."""
+    mature_s: float = 0.0
+    """A prediction is judged by its label when it is so old, and not before: where labels come late
+    because of what they say, so long as most of them take."""
+    adopt_rows: int = 0
+    """A version without a reference for its labels adopts its first so many labelled predictions,
+    200 at least; 0: it waits for somebody to accept some."""
     inputs: bool = False
     """Keep inputs beside outputs, for an export."""
     elements_max: int = 64
@@ -179,6 +185,10 @@ class LabelsConfig:
             _within("labels.days", self.days, 0.001, 3650),
             _at_least("labels.bytes_max", self.bytes_max, 1024 * 1024),
             _within("labels.wait_s", self.wait_s, 0, 30 * 86_400),
+            _within("labels.mature_s", self.mature_s, 0, 365 * 86_400),
+            _within("labels.adopt_rows", self.adopt_rows, 200, 100_000)
+            if self.adopt_rows
+            else None,
             _at_least("labels.elements_max", self.elements_max, 1),
         )
 

@@ -21,6 +21,7 @@ from gateway.errors import BadRequestError, VersionRefusedError
 from gateway.runtime import Session, Trial
 from gateway.telemetry import event
 from monitors import MonitorError, Profile
+from monitors.loss import LossReference
 from registry import catalog, manifest, store, trust
 from registry.catalog import VersionFiles
 from registry.errors import RegistryError, WriteError
@@ -43,6 +44,10 @@ class Loaded:
     """Its own reference profile."""
     problem: str
     """What is wrong with that profile; empty when nothing is."""
+    labels: LossReference | None = None
+    """Its own reference of labels."""
+    labels_problem: str = ""
+    """What is wrong with that."""
 
 
 class Loader:
@@ -88,8 +93,9 @@ class Loader:
             trial = session.try_out(self._config.batch, self._config.runtime)
             grown = memory.resident() - before
             profile, problem = _profile(held)
+            labels, labels_problem = _labels(held)
             n_bytes = max(grown, held.model_file.stat().st_size)
-        return Loaded(session, trial, digest, n_bytes, profile, problem)
+        return Loaded(session, trial, digest, n_bytes, profile, problem, labels, labels_problem)
 
     def _ask_for_signature(self, files: VersionFiles) -> None:
         """Hold the seal of a version against the keys; the caller has compared its files."""
@@ -194,3 +200,14 @@ def _profile(files: VersionFiles) -> tuple[Profile | None, str]:
         return None, "reference.json cannot be read"
     except MonitorError as error:
         return None, f"reference.json: {error}"
+
+
+def _labels(files: VersionFiles) -> tuple[LossReference | None, str]:
+    try:
+        return LossReference.from_json(files.labels_file.read_bytes()), ""
+    except FileNotFoundError:
+        return None, ""
+    except OSError:
+        return None, "labels.json cannot be read"
+    except MonitorError as error:
+        return None, f"labels.json: {error}"

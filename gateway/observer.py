@@ -202,7 +202,7 @@ class Observer:
         profile = await self.ask(lambda: watch.accept(window))
         if self._alarms is not None:
             note = f"the rows of window {window} became the reference"
-            await asyncio.to_thread(self._alarms.accept, model, version, "", note)
+            await asyncio.to_thread(self._alarms.accept, model, version, "", note, prefix=_MONITOR)
         return {
             "model": model,
             "version": version,
@@ -325,7 +325,9 @@ class Observer:
         for watch in self._watches.values():
             told, watch.told = watch.told, []
             if watch.has_adopted and self._alarms is not None:
-                self._alarms.accept(watch.model, watch.version, note="a reference was adopted")
+                self._alarms.accept(
+                    watch.model, watch.version, note="a reference was adopted", prefix=_MONITOR
+                )
             watch.has_adopted = False
             for happened in told:
                 if self._alarms is not None:

@@ -26,6 +26,7 @@ from gateway.errors import (
     VersionNotFoundError,
     VersionRefusedError,
 )
+from gateway.labelling import Labelling
 from gateway.limits import BatchLimits, batch_limits
 from gateway.loader import Loaded, Loader
 from gateway.memory import Key, Ledger
@@ -97,6 +98,8 @@ class Sessions:
         """Fingerprint of the files that were refused, and the reason."""
         self._batchers: dict[Key, Batcher] = {}
         self._adopted: dict[Key, Profile] = {}
+        self.labelling: Labelling | None = None
+        """Told of every version that is opened, where labels are judged."""
         # Counts outlive a version that is closed and opened again: they never go backwards.
         self._work: dict[Key, BatchMeters] = {}
         self._meters: dict[Key, Meters] = {}
@@ -451,6 +454,16 @@ class Sessions:
                 reason=problem,
             )
         self._observer.add(watch)
+        if (labelling := self.labelling) is not None:
+            signature = loaded.session.signature
+            await asyncio.to_thread(
+                labelling.opened,
+                files.model,
+                files.version,
+                signature,
+                loaded.labels,
+                loaded.labels_problem,
+            )
 
     def _give_reference(self, watch: Watch, loaded: Loaded) -> None:
         """Judge by an adopted profile, else by the version's own; else wait for one."""

@@ -216,6 +216,33 @@ ALARMS_OPEN = _declare(Family("driftgate_alarms_open", "gauge", "Alarms open now
 LABELS = _declare(
     Family("driftgate_labels_total", "counter", "Labels received, by what became of them.", ("is",))
 )
+LABELS_JUDGED = _declare(
+    Family(
+        "driftgate_labels_judged_total",
+        "counter",
+        "Labelled predictions judged by loss and calibration.",
+        _VERSION,
+    )
+)
+LABEL_EVIDENCE = _declare(
+    Family(
+        "driftgate_label_evidence",
+        "gauge",
+        "Odds against labels as in the reference: loss, and calibration by part of the score.",
+        (*_VERSION, "channel"),
+    )
+)
+LABEL_LOSS = _declare(
+    Family(
+        "driftgate_label_loss",
+        "gauge",
+        "Mean loss of labelled predictions: late, and reference.",
+        (*_VERSION, "of"),
+    )
+)
+LABEL_ALARMS_OPEN = _declare(
+    Family("driftgate_label_alarms_open", "gauge", "Alarms of labels open now.", _VERSION)
+)
 PREDICTIONS_KEPT = _declare(
     Family("driftgate_predictions_kept_total", "counter", "Rows written down to wait for labels.")
 )

@@ -86,7 +86,7 @@ class LossMonitor:
             alarms=self.budget.alarms, days=self.budget.days, rows=self.budget.rows,
             warnings=self.budget.warnings, share=share,
         )  # fmt: skip
-        self._detector.budget = self.budget
+        self._detector.spend(self.budget)
 
     def update(self, rows: Outcomes, at: float | None = None) -> list[Alarm]:
         """Judge labelled rows; the alarms that were raised.

@@ -21,6 +21,7 @@ from registry.store import FileDigest
 
 MODEL_FILE = "model.onnx"
 REFERENCE_FILE = "reference.json"
+LABELS_FILE = "labels.json"
 WARMUP_FILE = "warmup.jsonl"
 GOLDEN_FILE = "golden.jsonl"
 WITHDRAWN = ".withdrawn-"
@@ -58,6 +59,11 @@ class VersionFiles:
     def reference_file(self) -> Path:
         """The reference profile; it need not exist."""
         return self.directory / REFERENCE_FILE
+
+    @property
+    def labels_file(self) -> Path:
+        """The reference of labels; it need not exist."""
+        return self.directory / LABELS_FILE
 
     @property
     def digest(self) -> str | None:

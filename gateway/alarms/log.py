@@ -89,6 +89,11 @@ class Episode(msgspec.Struct):
     """Targets that were told, or that nobody will try again."""
 
     @property
+    def key(self) -> tuple[str, int]:
+        """Model and version."""
+        return self.model, self.version
+
+    @property
     def runbook(self) -> str:
         """What to do now, in commands."""
         return _RUNBOOK.format(model=self.model, version=self.version, id=self.id)
@@ -175,13 +180,21 @@ class AlarmLog:
             self._episodes[id_]
             return self._append(Event("acknowledged", id_, self._clock(), by=by, reason=note))
 
-    def accept(self, model: str, version: int, by: str = "", note: str = "") -> list[Episode]:
-        """What is served is the new normal: every episode of the version is over."""
+    def accept(
+        self, model: str, version: int, by: str = "", note: str = "", *, prefix: str = ""
+    ) -> list[Episode]:
+        """What is served is the new normal: episodes of the version are over.
+
+        Those of monitors whose names begin with `prefix`: what inputs look like says nothing about
+        labels, and the other way round.
+        """
         with self._turn():
             return [
                 self._append(Event("accepted", last.id, self._clock(), by=by, reason=note))
                 for key, last in list(self._newest.items())
-                if key[:2] == (model, version) and last.state != "accepted"
+                if key[:2] == (model, version)
+                and key[2].startswith(prefix)
+                and last.state != "accepted"
             ]
 
     def told(self, id_: str, target: str, *, is_dead: bool, reason: str = "") -> None:

@@ -11,26 +11,23 @@ import typer
 from rich.markup import escape
 
 from gateway.cli import output
+from gateway.cli.door import Running, takes
 from gateway.errors import BadRequestError
 
 app = typer.Typer(help="Alarms: list, acknowledge, test who is told.", no_args_is_help=True)
 
-_Server = Annotated[str | None, typer.Option(help="Default: $DRIFTGATE_SERVER, else port 8000.")]
-_AsJSON = Annotated[bool, typer.Option("--json", help="As JSON.")]
-
 
 @app.command("list")
+@takes(Running)
 def list_(
     model: Annotated[str | None, typer.Argument(help="Of this model; else of all.")] = None,
-    server: _Server = None,
-    as_json: _AsJSON = False,
+    *,
+    running: Running,
 ) -> None:
     """Alarms as episodes, the newest first."""
-    from gateway.outgoing import call
-
     query = None if model is None else {"model": model}
-    found = call(server or output.server_default(), "GET", "/alarms", query=query)["alarms"]
-    if as_json:
+    found = running.call("GET", "/alarms", query=query)["alarms"]
+    if running.as_json:
         output.print_json(found)
         return
     for episode in found:
@@ -43,19 +40,17 @@ def list_(
 
 
 @app.command("ack")
+@takes(Running)
 def acknowledge(
     alarm: Annotated[str, typer.Argument(help="Its id.")],
     note: Annotated[str, typer.Option(help="What is done about it.")] = "",
-    server: _Server = None,
-    as_json: _AsJSON = False,
+    *,
+    running: Running,
 ) -> None:
     """Say that an alarm has been seen."""
-    from gateway.outgoing import call
-
     path = f"/admin/alarms/{quote(alarm, safe='')}/ack"
-    url = server or output.server_default()
-    episode = call(url, "POST", path, body={"by": _user(), "note": note})
-    if as_json:
+    episode = running.call("POST", path, body={"by": _user(), "note": note})
+    if running.as_json:
         output.print_json(episode)
     else:
         typer.echo(f"{episode['id']}: {episode['state']}")
@@ -68,7 +63,7 @@ def try_out(
         typer.Option(help="The file of targets.", envvar="DRIFTGATE_ALARMS_TARGETS"),
     ] = None,
     target: Annotated[str | None, typer.Option(help="Only this one.")] = None,
-    as_json: _AsJSON = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Tell every target of an alarm that is none, once, from this machine."""
     from gateway.alarms import targets as files

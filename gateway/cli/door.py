@@ -6,7 +6,8 @@ the revision, what is different, and the command that undoes it.
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -17,6 +18,7 @@ from gateway.cli import output
 from gateway.errors import StartError, of_registry
 
 if TYPE_CHECKING:
+    from gateway.outgoing import Connection
     from registry.changes import Change
     from registry.revisions import Revisions
 
@@ -72,6 +74,32 @@ class Where:
             return get(Revisions(self.state_path))
         except RegistryError as error:
             raise of_registry(error) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A running server that a command asks: what it tells is nowhere else."""
+
+    server: Annotated[
+        str | None, typer.Option(help="Default: $DRIFTGATE_SERVER, else port 8000.")
+    ] = None
+    key: Annotated[str | None, typer.Option(envvar="DRIFTGATE_KEY", help="Key to show to it.")] = (
+        None
+    )
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False
+
+    @contextmanager
+    def connected(self) -> "Iterator[Connection]":
+        """A connection for several calls."""
+        from gateway.outgoing import Connection
+
+        with Connection(self.server or output.server_default(), key=self.key) as connection:
+            yield connection
+
+    def call(self, method: str, path: str, **more: Any) -> Any:
+        """The answer of the server."""
+        with self.connected() as connection:
+            return connection.call(method, path, **more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

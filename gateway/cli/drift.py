@@ -8,12 +8,14 @@ import typer
 from rich.markup import escape
 
 from gateway.cli import output
+from gateway.cli.door import Running, takes
 from gateway.errors import BadRequestError, GatewayError, StartError
 
 _PSI_FULL = 0.5
 _WIDE = 100
 
 
+@takes(Running)
 def drift(
     words: Annotated[
         list[str] | None,
@@ -23,9 +25,6 @@ def drift(
             " rows become the reference; accept MODEL: let a window's; ack ALARM: it was seen.",
         ),
     ] = None,
-    server: Annotated[
-        str | None, typer.Option(help="Default: $DRIFTGATE_SERVER, else port 8000.")
-    ] = None,
     version: Annotated[int | None, typer.Option(help="Default: the version that answers.")] = None,
     window: Annotated[str, typer.Option(help="last, 1h, 24h, decayed, total.")] = "last",
     against: Annotated[
@@ -33,27 +32,26 @@ def drift(
         typer.Option(help="champion: compare a version with it, rows of the same time."),
     ] = None,
     rows: Annotated[int, typer.Option(help="With adopt: how many rows.")] = 1000,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    *,
+    running: Running,
 ) -> None:
     """Show drift by channel, with small bars, or adopt a reference."""
-    from gateway.outgoing import call
-
-    url = server or output.server_default()
+    call, as_json = running.call, running.as_json
     # Typed names and numbers go to the server as they are: it says what is wrong with them.
     chosen = {} if version is None else {"version": version}
     match words or []:
         case []:
-            found = call(url, "GET", "/drift")["models"]
+            found = call("GET", "/drift")["models"]
             output.print_json(found) if as_json else _print_summary(found)
         case [model] if against is not None:
             query = {"window": window, "against": against}
             query |= {name: str(number) for name, number in chosen.items()}
-            found = call(url, "GET", f"/drift/{quote(model, safe='')}", query=query)
+            found = call("GET", f"/drift/{quote(model, safe='')}", query=query)
             output.print_json(found) if as_json else print_comparison(found)
         case [model]:
             query = {"window": window} | {name: str(number) for name, number in chosen.items()}
-            report = call(url, "GET", f"/drift/{quote(model, safe='')}", query=query)
-            right = _performance(url, model, chosen)
+            report = call("GET", f"/drift/{quote(model, safe='')}", query=query)
+            right = _performance(running, model, chosen)
             if as_json:
                 output.print_json({**report, "performance": right})
             else:
@@ -61,18 +59,18 @@ def drift(
                 print_performance(right)
         case ["adopt", model]:
             path = f"/admin/models/{quote(model, safe='')}/reference"
-            call(url, "POST", path, body={"rows": rows, **chosen})
+            call("POST", path, body={"rows": rows, **chosen})
             typer.echo(f"{model}: the next {rows} served rows become its reference")
         case ["accept", model]:
             path = f"/admin/models/{quote(model, safe='')}/accept"
-            found = call(url, "POST", path, body={"window": window, **chosen})
+            found = call("POST", path, body={"window": window, **chosen})
             if as_json:
                 output.print_json(found)
             else:
                 rows = found["reference"]["rows"]
                 typer.echo(f"{model}: the {rows} rows of window {window} are its reference now")
         case ["ack", alarm]:
-            call(url, "POST", f"/admin/alarms/{quote(alarm, safe='')}/ack", body={})
+            call("POST", f"/admin/alarms/{quote(alarm, safe='')}/ack", body={})
             typer.echo(f"{alarm}: acknowledged; quiet for its hold-off")
         case _:
             raise BadRequestError("drift takes a model, or: adopt MODEL, accept MODEL, ack ALARM")
@@ -168,14 +166,12 @@ def _odds(evidence: float) -> str:
     return f"{evidence:,.0f} : 1" if evidence < 1e9 else f"{evidence:.0e} : 1"
 
 
-def _performance(url: str, model: str, chosen: dict[str, int]) -> dict[str, Any] | None:
+def _performance(running: Running, model: str, chosen: dict[str, int]) -> dict[str, Any] | None:
     """How right the version was; None where no labels are kept."""
-    from gateway.outgoing import call
-
     query = {name: str(number) for name, number in chosen.items()}
     try:
-        found: dict[str, Any] = call(
-            url, "GET", f"/drift/{quote(model, safe='')}/performance", query=query
+        found: dict[str, Any] = running.call(
+            "GET", f"/drift/{quote(model, safe='')}/performance", query=query
         )
     except StartError:
         raise
@@ -207,6 +203,28 @@ def print_performance(found: dict[str, Any] | None) -> None:
     console.print(shown)
     if found["estimated_means"]:
         console.print(f"estimated: {found['estimated_means']}", style="dim", markup=False)
+    _print_judged(found)
+
+
+def _print_judged(found: dict[str, Any]) -> None:
+    """What is said about labels beside the figures: alarms, and what they are worth."""
+    console, judged = output.console, found["judged"] or {}
+    scores = found["coverage"]["scores"]
+    if scores and scores["differ"]:
+        console.print(
+            f"note: predictions with labels score {scores['labelled']:.3f} on average, the others"
+            f" {scores['unlabelled']:.3f}: labels do not stay away by chance",
+            markup=False,
+        )
+    if judged.get("message"):
+        console.print(f"note: {judged['message']}", markup=False)
+    for alarm in judged.get("alarms", ()):
+        colour = "bold red" if alarm["level"] == "page" else "yellow"
+        since = "" if alarm["since"] is None else f", since {_moment(alarm['since'])}"
+        console.print(
+            f"[{colour}]{alarm['level']}[/] {escape(alarm['reason'])}"
+            f" (evidence {_odds(alarm['evidence'])}{since})"
+        )
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""`driftgate labels`: sends ground truth to a server."""
+"""`driftgate labels`: sends ground truth to a server, and says what it is compared with."""
 
 import csv
 import io
@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
 from gateway.cli import output
+from gateway.cli.door import Running, takes
 from gateway.errors import BadRequestError
 
 _BATCH = 5_000
@@ -27,22 +29,18 @@ def _labels() -> None:
 
 
 @app.command("import")
+@takes(Running)
 def import_(
     file: Annotated[Path, typer.Argument(help="CSV with columns id and label, or JSON lines.")],
     model: Annotated[str | None, typer.Option(help="The model of labels that name none.")] = None,
-    server: Annotated[
-        str | None, typer.Option(help="Default: $DRIFTGATE_SERVER, else port 8000.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    *,
+    running: Running,
 ) -> None:
     """Send the labels of a file; those that were sent before change nothing."""
-    from gateway.outgoing import Connection
-
     query = None if model is None else {"model": model}
     counts: Counter[str] = Counter()
     problems: list[dict[str, Any]] = []
-    url = server or output.server_default()
-    with output.progress("sending") as bar, Connection(url) as connection:
+    with output.progress("sending") as bar, running.connected() as connection:
         task = bar.add_task("", total=1.0)
         for first, batch, done in _batches(file):
             # A table goes as a table: the server knows whether a 7 in it is a number or a class.
@@ -56,12 +54,34 @@ def import_(
             counts.update(answer)
             bar.update(task, completed=done)
     counts["problems_left_out"] += max(len(problems) - _SHOWN, 0)
-    if as_json:
+    if running.as_json:
         output.print_json({**counts, "problems": problems})
     else:
         _print(counts, problems[:_SHOWN])
     if counts["invalid"]:
         raise typer.Exit(2)
+
+
+@app.command("accept")
+@takes(Running)
+def accept(
+    model: Annotated[str, typer.Argument(help="Its name.")],
+    version: Annotated[int | None, typer.Option(help="Default: the version that answers.")] = None,
+    days: Annotated[float, typer.Option(help="Predictions of the last so many days.")] = 30.0,
+    *,
+    running: Running,
+) -> None:
+    """Let labelled predictions be what later labels are compared with."""
+    body = {"days": days} | ({} if version is None else {"version": version})
+    path = f"/admin/models/{quote(model, safe='')}/labels/accept"
+    found = running.call("POST", path, body=body)
+    if running.as_json:
+        output.print_json(found)
+        return
+    rows = found["reference"]["rows"]
+    typer.echo(
+        f"{model} version {found['version']}: {rows} labelled predictions are its reference now"
+    )
 
 
 def _print(counts: "Counter[str]", problems: list[dict[str, Any]]) -> None:

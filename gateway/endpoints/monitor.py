@@ -14,13 +14,19 @@ from gateway.errors import (
     VersionRefusedError,
     shown,
 )
+from gateway.labelling import Labelling
 from gateway.observer import WINDOWS, Observer, WindowName
 from gateway.prediction import DataPlane
 from gateway.telemetry import Family, Sample, Telemetry
 from registry import names
 
 
-def endpoints(plane: DataPlane, observer: Observer, telemetry: Telemetry) -> list[Endpoint]:
+def endpoints(
+    plane: DataPlane,
+    observer: Observer,
+    telemetry: Telemetry,
+    labelling: Labelling | None = None,
+) -> list[Endpoint]:
     """Reports and metrics, all read-only."""
 
     async def summary(request: Request) -> Response:
@@ -44,7 +50,8 @@ def endpoints(plane: DataPlane, observer: Observer, telemetry: Telemetry) -> lis
         return JSONAnswer(await observer.against(name, other, champion, window))
 
     async def metrics(_: Request) -> Response:
-        return await exposition(await observer.samples())
+        labelled = labelling.samples() if labelling is not None else {}
+        return await exposition({**await observer.samples(), **labelled})
 
     async def bins(_: Request) -> Response:
         return await exposition(await observer.bins(), bins=True)

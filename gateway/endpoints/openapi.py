@@ -580,9 +580,21 @@ CONTENTS: Mapping[str, Content] = {
         "n_predictions": _COUNT,
         "n_labelled": _COUNT,
         "realised": {"type": ["object", "null"]},
+        "coverage": _ANY,
         "estimated": {"type": ["object", "null"]},
         "cohorts": _list_of(_ANY),
+        "judged": {"type": ["object", "null"]},
     })),
+    "LabelsAcceptRequest": Content(
+        JSON,
+        {
+            **_object({}, {
+                "days": {"type": "number", "exclusiveMinimum": 0, "default": 30},
+                "version": {"type": "integer", "minimum": 1},
+            }),
+            "additionalProperties": False,
+        },
+    ),
     "Outcomes": Content(JSON, _object({
         "model": _NAME,
         "since": {"type": "number"},

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import msgpack  # type: ignore[import-untyped]  # it comes without types
 import sqlalchemy as sa
 
+from gateway.labels import tables
 from gateway.labels.rows import Joined
-from gateway.labels.store import Store, _labels, _predictions, _value
+from gateway.labels.store import Store, value_of
 
 
 class Place(NamedTuple):
@@ -39,13 +40,13 @@ def after(
     ------
     StoreError : the database cannot be read now.
     """
-    p, c = _predictions.c, _labels.c
+    p, c = tables.predictions.c, tables.labels.c
     query = (
         sa.select(
             p.request, p.row, p.version, p.traffic, p.variant, p.time, p.sampled, p.assigned,
             p.unit, p.outputs, c.number, c.text, c.arrived,
         )
-        .join(_labels, sa.and_(p.request == c.request, p.row == c.row, p.model == c.model))
+        .join(tables.labels, tables.is_pair)
         .where(
             c.model == model,
             c.arrived >= place.arrived,
@@ -59,9 +60,9 @@ def after(
         .order_by(c.arrived, c.request, c.row)
         .limit(rows_max)
     )  # fmt: skip
-    with store._reading() as connection:  # noqa: SLF001  one of the same folder
+    with store.reading() as connection:
         found = connection.execute(query).all()
     return [
-        Joined._make((*row[:9], msgpack.unpackb(row[9]), _value(row[10], row[11]), row[12]))
+        Joined._make((*row[:9], msgpack.unpackb(row[9]), value_of(row[10], row[11]), row[12]))
         for row in found
     ]  # fmt: skip

@@ -11,12 +11,21 @@ from typing import Any
 
 import numpy as np
 
+from gateway.labels.pairs import number, pairs_of, task_of
 from gateway.labels.rows import Joined
-from gateway.labels.target import Target, Task
+from gateway.labels.target import Target
 from monitors import cbpe, performance
 from monitors.guards import outcome
+from monitors.loss import Task
 
+COVERAGE = (
+    "figures are those of predictions with labels; they are those of all only if labels do not stay"
+    " away, or come late, because of what they say"
+)
 _COHORTS_MAX = 31
+_COMPARED_MIN = 30
+_Z_DIFFER = 3.29
+"""Two means of one kind differ by more once in a thousand times."""
 _DAY_S = 86_400
 _ALPHA = 0.05
 
@@ -30,10 +39,19 @@ class Kept:
 
 
 def performance_of(
-    joined: Sequence[Joined], kept: Sequence[Kept], target: Target
+    joined: Sequence[Joined],
+    kept: Sequence[Kept],
+    target: Target,
+    calibration: cbpe.Calibration | None = None,
 ) -> dict[str, Any]:
-    """Realised and estimated performance, and realised by day of the prediction."""
-    task = _task(joined, kept, target)
+    """Realised and estimated performance, and realised by day of the prediction.
+
+    Parameters
+    ----------
+    calibration : what scores were worth on labelled rows of a reference
+    """
+    values = (target.value(row.outputs) for row in kept)
+    task = task_of(values, (row.label for row in joined), target)
     days: dict[int, list[Joined]] = {}
     for row in joined:
         days.setdefault(int(row.time // _DAY_S), []).append(row)
@@ -42,8 +60,9 @@ def performance_of(
         "task": task,
         "n_predictions": len(kept),
         "n_labelled": len(joined),
+        "coverage": _coverage(joined, kept, target),
         "realised": _realised(joined, target, task),
-        "estimated": _estimated(kept, target, task),
+        "estimated": _estimated(kept, target, task, calibration),
         "estimated_means": cbpe.BLINDNESS if task == "binary" else None,
         "cohorts": [
             {
@@ -56,58 +75,61 @@ def performance_of(
     }
 
 
-def _task(joined: Sequence[Joined], kept: Sequence[Kept], target: Target) -> Task:
-    """The task that is declared, else what scores and labels look like."""
-    if target.task != "auto":
-        return target.task
-    scores = [_number(target.value(row.outputs)) for row in kept]
-    labels = {row.label for row in joined}
-    is_probability = all(score is None or 0 <= score <= 1 for score in scores)
-    return "binary" if is_probability and labels <= {0.0, 1.0} else "regression"
-
-
 def _realised(rows: Iterable[Joined], target: Target, task: Task) -> dict[str, Any] | None:
-    predicted: list[Any] = []
-    labels: list[Any] = []
-    weights: list[float] = []
-    for row in rows:
-        value = target.value(row.outputs)
-        if task == "multiclass":
-            value = int(np.argmax(value)) if isinstance(value, list) else value
-        elif (value := _number(value)) is None or isinstance(row.label, str):
-            continue
-        if value is None or (task == "binary" and row.label not in {0.0, 1.0}):
-            continue
-        predicted.append(value)
-        labels.append(row.label)
-        weights.append(1 / row.sampled)
-    if not predicted:
+    found = pairs_of(rows, target, task)
+    if not found.rows:
         return None
     if task == "binary":
-        found = performance.binary(predicted, labels, weights)
+        figures = performance.binary(
+            found.predicted, found.labels, found.weights, threshold=target.threshold
+        )
     elif task == "regression":
-        found = performance.regression(predicted, labels, weights)
+        figures = performance.regression(found.predicted, found.labels, found.weights)
     else:
-        right = [float(p == label) for p, label in zip(predicted, labels, strict=True)]
-        found = performance.classes(right, weights)
-    return {name: estimate.to_dict() for name, estimate in found.items()}
+        figures = performance.classes(found.is_right, found.weights)
+    return {name: estimate.to_dict() for name, estimate in figures.items()}
 
 
-def _estimated(kept: Iterable[Kept], target: Target, task: Task) -> dict[str, Any] | None:
+def _estimated(
+    kept: Iterable[Kept], target: Target, task: Task, calibration: cbpe.Calibration | None
+) -> dict[str, Any] | None:
     if task != "binary":
         return None
-    rows = [(_number(target.value(row.outputs)), 1 / row.sampled) for row in kept]
-    scores = [score for score, _ in rows if score is not None and 0 <= score <= 1]
-    if not scores:
+    rows = [(number(target.value(row.outputs)), 1 / row.sampled) for row in kept]
+    scored = [(score, weight) for score, weight in rows if score is not None and 0 <= score <= 1]
+    if not scored:
         return None
-    weights = [weight for score, weight in rows if score is not None and 0 <= score <= 1]
-    found = cbpe.estimated(scores, weights)
+    scores, weights = zip(*scored, strict=True)
+    found = cbpe.estimated(scores, weights, calibration=calibration, threshold=target.threshold)
     return {name: estimate.to_dict() for name, estimate in found.items()}
 
 
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, bool | int | float) and math.isfinite(value)
-    return float(value) if is_number else None
+def _coverage(joined: Sequence[Joined], kept: Sequence[Kept], target: Target) -> dict[str, Any]:
+    """How many predictions have labels, and whether those that have look like the others.
+
+    Labels that stay away because of what they would say cannot be seen. What can: that they stay
+    away for other scores.
+    """
+    share = len(joined) / len(kept) if kept else None
+    about: dict[str, Any] = {"share": share and round(share, 6), "means": COVERAGE}
+    with_label = [
+        score for row in joined if (score := number(target.value(row.outputs))) is not None
+    ]
+    scores = [score for row in kept if (score := number(target.value(row.outputs))) is not None]
+    n, k = len(scores), len(with_label)
+    if min(k, n - k) < _COMPARED_MIN:
+        return {**about, "scores": None}
+    mean, labelled = float(np.mean(scores)), float(np.mean(with_label))
+    rest = (mean * n - labelled * k) / (n - k)
+    error = float(np.std(scores)) * math.sqrt(1 / k + 1 / (n - k))
+    return {
+        **about,
+        "scores": {
+            "labelled": round(labelled, 6),
+            "unlabelled": round(rest, 6),
+            "differ": abs(labelled - rest) > _Z_DIFFER * error,
+        },
+    }
 
 
 # -- variants

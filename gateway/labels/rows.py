@@ -83,6 +83,22 @@ class Exported(NamedTuple):
     arrived: float | None
 
 
+class Evidence(NamedTuple):
+    """What labels of one version have shown so far."""
+
+    model: str
+    version: int
+    sequence: int = 0
+    """Counts the times it was written; who writes says which one it has read."""
+    reference: str | None = None
+    """An accepted reference, as JSON; None: the version's own."""
+    state: bytes | None = None
+    """Of the monitor; None: nothing was judged yet."""
+    told: int = 0
+    """Number of the newest alarm that was told."""
+    changed: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """How much is kept, and for how long."""

@@ -1,9 +1,6 @@
-"""Tables of kept predictions and of labels, in SQLite or PostgreSQL; joined by prediction id.
+"""Kept predictions and labels, in SQLite or PostgreSQL; joined by prediction id.
 
-Only what came is stored, and only once: a second prediction or label of the same id changes
-nothing. Labels and predictions do not wait for each other; the join is made by whoever reads, so
-that a label may be there before its prediction. Written in whole transactions, under SQLite by one
-process of a host at a time.
+Written in whole transactions, under SQLite by one process of a host at a time.
 """
 
 import fcntl
@@ -18,54 +15,22 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.labels.rows import Bounds, Exported, Joined, Kept, Label, StoreError, Verdict
+from gateway.labels import tables
+from gateway.labels.rows import (
+    Bounds,
+    Exported,
+    Joined,
+    Kept,
+    Label,
+    StoreError,
+    Verdict,
+)
 
-FORMAT = 1
-"""Of the tables; a newer one is refused by older programs."""
 _CHUNK = 400
 """Ids in one query: well below what either database takes."""
 _ROW_BYTES = 160
 """What a row takes beside its texts and outputs, index included: measured with SQLite."""
 _DAY_S = 86_400.0
-
-_tables = sa.MetaData()
-_about = sa.Table(
-    "driftgate_about",
-    _tables,
-    sa.Column("name", sa.String(32), primary_key=True),
-    sa.Column("value", sa.BigInteger, nullable=False),
-)
-_predictions = sa.Table(
-    "driftgate_predictions",
-    _tables,
-    # A shadow answers under the same id as the primary: one label serves both.
-    sa.Column("request", sa.String(128), primary_key=True),
-    sa.Column("row", sa.Integer, primary_key=True),
-    sa.Column("model", sa.String(128), primary_key=True),
-    sa.Column("version", sa.BigInteger, primary_key=True),
-    sa.Column("traffic", sa.String(16), primary_key=True),
-    sa.Column("variant", sa.String(128), nullable=False),
-    sa.Column("time", sa.Double, nullable=False),
-    sa.Column("sampled", sa.Double, nullable=False),
-    sa.Column("assigned", sa.Double, nullable=False),
-    sa.Column("unit", sa.String(32)),
-    sa.Column("outputs", sa.LargeBinary),  # NULL: its time is over, and a label would be late
-    sa.Column("inputs", sa.LargeBinary),
-    sa.Index("driftgate_predictions_by_time", "model", "version", "time"),
-    sqlite_with_rowid=False,
-)
-_labels = sa.Table(
-    "driftgate_labels",
-    _tables,
-    sa.Column("request", sa.String(128), primary_key=True),
-    sa.Column("row", sa.Integer, primary_key=True),
-    sa.Column("model", sa.String(128), primary_key=True),
-    sa.Column("number", sa.Double),
-    sa.Column("text", sa.String(256)),
-    sa.Column("arrived", sa.Double, nullable=False),
-    sa.Index("driftgate_labels_by_arrival", "arrived"),
-    sqlite_with_rowid=False,
-)
 
 
 class Store:
@@ -84,7 +49,8 @@ class Store:
         self._engine = sa.create_engine(self._url, **self._options())
         if self.is_local:
             sa.event.listen(self._engine, "connect", _prepare)
-        self._insert: Any = sqlite.insert if self.is_local else postgresql.insert
+        self.insert: Any = sqlite.insert if self.is_local else postgresql.insert
+        """An insert that can pass over what is there."""
 
     def _options(self) -> dict[str, Any]:
         if self.is_local:
@@ -103,8 +69,8 @@ class Store:
         """Store predictions; those that are there already change nothing."""
         if not rows:
             return
-        insert = self._insert(_predictions).on_conflict_do_nothing()
-        with self._writing() as connection:
+        insert = self.insert(tables.predictions).on_conflict_do_nothing()
+        with self.writing() as connection:
             connection.execute(insert, [row._asdict() for row in rows])
 
     def label(
@@ -116,7 +82,7 @@ class Store:
         ----------
         is_kept : of each, whether predictions of its id are kept at all
         """
-        with self._writing() as connection:
+        with self.writing() as connection:
             known = self._known(connection, labels)
             there = self._labels_of(connection, labels)
             verdicts: list[Verdict] = []
@@ -145,15 +111,15 @@ class Store:
                 })  # fmt: skip
                 verdicts.append("joined" if open_ else "unknown")
             if fresh:
-                connection.execute(self._insert(_labels).on_conflict_do_nothing(), fresh)
+                connection.execute(self.insert(tables.labels).on_conflict_do_nothing(), fresh)
             return verdicts
 
     def rows_of(self, requests: Iterable[str]) -> dict[str, dict[str, int]]:
         """For each of these requests that is known: its rows, by model."""
         found: dict[str, dict[str, int]] = {}
         wanted = list(dict.fromkeys(requests))
-        p = _predictions.c
-        with self._reading() as connection:
+        p = tables.predictions.c
+        with self.reading() as connection:
             for start in range(0, len(wanted), _CHUNK):
                 query = (
                     sa.select(p.request, p.model, sa.func.max(p.row) + 1)
@@ -168,7 +134,7 @@ class Store:
         self, connection: sa.Connection, labels: Sequence[Label]
     ) -> dict[tuple[str, int, str], bool]:
         """Predictions of these ids: True while a label is in time."""
-        p = _predictions.c
+        p = tables.predictions.c
         query = sa.select(p.request, p.row, p.model, p.outputs.is_not(None))
         known: dict[tuple[str, int, str], bool] = {}
         for part in _requests(labels):
@@ -182,7 +148,7 @@ class Store:
     def _labels_of(
         self, connection: sa.Connection, labels: Sequence[Label]
     ) -> dict[tuple[str, int, str], float | str]:
-        c = _labels.c
+        c = tables.labels.c
         query = sa.select(c.request, c.row, c.model, c.number, c.text)
         return {
             (request, row, model): text if number is None else number
@@ -204,23 +170,23 @@ class Store:
         rows_max: int = 1_000_000,
     ) -> list[Joined]:
         """Predictions made in [since, until) with their labels; the newest `rows_max`, in order."""
-        p, c = _predictions.c, _labels.c
+        p, c = tables.predictions.c, tables.labels.c
         query = (
             sa.select(
                 p.request, p.row, p.version, p.traffic, p.variant, p.time, p.sampled, p.assigned,
                 p.unit, p.outputs, c.number, c.text, c.arrived,
             )
-            .join(_labels, sa.and_(p.request == c.request, p.row == c.row, p.model == c.model))
+            .join(tables.labels, tables.is_pair)
             .where(p.model == model, p.outputs.is_not(None), p.time >= since, p.time < until)
             .order_by(p.time.desc())
             .limit(rows_max)
         )  # fmt: skip
         if version is not None:
             query = query.where(p.version == version)
-        with self._reading() as connection:
+        with self.reading() as connection:
             found = connection.execute(query).all()
         return [
-            Joined._make((*row[:9], msgpack.unpackb(row[9]), _value(row[10], row[11]), row[12]))
+            Joined._make((*row[:9], msgpack.unpackb(row[9]), value_of(row[10], row[11]), row[12]))
             for row in reversed(found)
         ]  # fmt: skip
 
@@ -228,14 +194,14 @@ class Store:
         self, model: str, version: int, *, since: float = 0.0, rows_max: int = 1_000_000
     ) -> list[tuple[dict[str, Any], float]]:
         """Outputs, and the probability of being kept, of the newest predictions of a version."""
-        p = _predictions.c
+        p = tables.predictions.c
         query = (
             sa.select(p.outputs, p.sampled)
             .where(p.model == model, p.version == version, p.time >= since, p.outputs.is_not(None))
             .order_by(p.time.desc())
             .limit(rows_max)
         )
-        with self._reading() as connection:
+        with self.reading() as connection:
             found = connection.execute(query).all()
         return [(msgpack.unpackb(outputs), sampled) for outputs, sampled in found]
 
@@ -243,17 +209,17 @@ class Store:
         self, model: str, *, since: float = 0.0, until: float = float("inf"), chunk: int = 10_000
     ) -> Iterator[list[Exported]]:
         """Predictions made in [since, until), in the order of their time, in chunks."""
-        p, c = _predictions.c, _labels.c
+        p, c = tables.predictions.c, tables.labels.c
         query = (
             sa.select(
                 p.request, p.row, p.version, p.traffic, p.variant, p.time, p.sampled, p.outputs,
                 p.inputs, c.number, c.text, c.arrived,
             )
-            .outerjoin(_labels, sa.and_(p.request == c.request, p.row == c.row, p.model == c.model))
+            .outerjoin(tables.labels, tables.is_pair)
             .where(p.model == model, p.outputs.is_not(None), p.time >= since, p.time < until)
             .order_by(p.time, p.request, p.row)
         )  # fmt: skip
-        with self._reading() as connection:
+        with self.reading() as connection:
             result = connection.execution_options(yield_per=chunk).execute(query)
             for rows in result.partitions():
                 yield [
@@ -262,7 +228,7 @@ class Store:
                             *row[:7],
                             msgpack.unpackb(row[7]),
                             None if row[8] is None else msgpack.unpackb(row[8]),
-                            _value(row[9], row[10]),
+                            value_of(row[9], row[10]),
                             row[11],
                         )
                     )
@@ -271,20 +237,22 @@ class Store:
 
     def count(self, model: str) -> tuple[int, int]:
         """Predictions of a model that wait for a label or have one, and labels of it."""
-        p, c = _predictions.c, _labels.c
+        p, c = tables.predictions.c, tables.labels.c
         n = sa.func.count()
-        with self._reading() as connection:
+        with self.reading() as connection:
             kept = connection.scalar(
                 sa.select(n)
                 .where(p.model == model, p.outputs.is_not(None))
-                .select_from(_predictions)
+                .select_from(tables.predictions)
             )
-            labels = connection.scalar(sa.select(n).where(c.model == model).select_from(_labels))
+            labels = connection.scalar(
+                sa.select(n).where(c.model == model).select_from(tables.labels)
+            )
         return int(kept or 0), int(labels or 0)
 
     def bytes_kept(self) -> int:
         """What the tables take on disk: measured for SQLite, estimated for PostgreSQL."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             if self.is_local:
                 size, pages, free = (
                     int(connection.exec_driver_sql(f"PRAGMA {name}").scalar() or 0)
@@ -292,15 +260,15 @@ class Store:
                 )
                 return size * (pages - free)
             # Its files do not shrink when rows go: their content is what can be bounded.
-            p, c = _predictions.c, _labels.c
+            p, c = tables.predictions.c, tables.labels.c
             n_predictions, content = connection.execute(
                 sa.select(
                     sa.func.count(),
                     _total(p.outputs) + _total(p.inputs),
-                ).select_from(_predictions)
+                ).select_from(tables.predictions)
             ).one()
             n_labels, texts = connection.execute(
-                sa.select(sa.func.count(), _total(c.text)).select_from(_labels)
+                sa.select(sa.func.count(), _total(c.text)).select_from(tables.labels)
             ).one()
             return (int(n_predictions) + int(n_labels)) * _ROW_BYTES + int(content) + int(texts)
 
@@ -313,46 +281,51 @@ class Store:
         prediction, or after `wait_s` without one. Beyond `bytes_max` the oldest go first, ids and
         all.
         """
-        p = _predictions.c
+        p = tables.predictions.c
         over, gone = now - bounds.days * _DAY_S, now - 2 * bounds.days * _DAY_S
         n_forgotten = 0
-        with self._writing() as connection:
+        with self.writing() as connection:
             n_forgotten += connection.execute(
-                sa.update(_predictions)
+                sa.update(tables.predictions)
                 .where(p.time < over, p.outputs.is_not(None))
                 .values(outputs=None, inputs=None)
             ).rowcount
-            connection.execute(sa.delete(_predictions).where(p.time < gone))
+            connection.execute(sa.delete(tables.predictions).where(p.time < gone))
             self._forget_labels(connection, now - bounds.wait_s, p.outputs.is_not(None))
         while (size := self.bytes_kept()) > bounds.bytes_max:
-            with self._writing() as connection:
-                total = connection.scalar(sa.select(sa.func.count()).select_from(_predictions)) or 0
+            with self.writing() as connection:
+                total = (
+                    connection.scalar(sa.select(sa.func.count()).select_from(tables.predictions))
+                    or 0
+                )
                 if not total:
                     # What is left are labels without predictions.
-                    connection.execute(sa.delete(_labels))
+                    connection.execute(sa.delete(tables.labels))
                     break
                 excess = max(int(total * (1 - bounds.bytes_max / size) * 1.1), 1)
                 edge = connection.scalar(
                     sa.select(p.time).order_by(p.time).offset(min(excess, total) - 1).limit(1)
                 )
-                deleted = connection.execute(sa.delete(_predictions).where(p.time <= edge)).rowcount
+                deleted = connection.execute(
+                    sa.delete(tables.predictions).where(p.time <= edge)
+                ).rowcount
                 n_forgotten += deleted
                 self._forget_labels(connection, now - bounds.wait_s, sa.true())
             if self.is_local:
-                with self._writing() as connection:
+                with self.writing() as connection:
                     connection.exec_driver_sql("PRAGMA incremental_vacuum")
         return n_forgotten
 
     def _forget_labels(
         self, connection: sa.Connection, before: float, still: sa.ColumnElement[bool]
     ) -> None:
-        p, c = _predictions.c, _labels.c
+        p, c = tables.predictions.c, tables.labels.c
         is_there = (
             sa.select(sa.literal(1))
             .where(p.request == c.request, p.row == c.row, p.model == c.model, still)
             .exists()
         )
-        connection.execute(sa.delete(_labels).where(c.arrived < before, ~is_there))
+        connection.execute(sa.delete(tables.labels).where(c.arrived < before, ~is_there))
 
     # -- connections
 
@@ -361,7 +334,8 @@ class Store:
         self._engine.dispose()
 
     @contextmanager
-    def _writing(self) -> Iterator[sa.Connection]:
+    def writing(self) -> Iterator[sa.Connection]:
+        """One transaction; StoreError when it cannot be made."""
         try:
             with self._turn():
                 self._open()
@@ -371,7 +345,8 @@ class Store:
             raise StoreError(_reason(error)) from error
 
     @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection to read from; StoreError when there is none."""
         try:
             if not self._is_open:
                 with self._turn():
@@ -406,13 +381,17 @@ class Store:
             if not self.is_local:
                 # Several workers may meet a new database at once; CREATE IF NOT EXISTS can race.
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7226402)")
-            _tables.create_all(connection)
+            tables.METADATA.create_all(connection)
             connection.execute(
-                self._insert(_about).on_conflict_do_nothing(), [{"name": "format", "value": FORMAT}]
+                self.insert(tables.about).on_conflict_do_nothing(),
+                [{"name": "format", "value": tables.FORMAT}],
             )
-            found = connection.scalar(sa.select(_about.c.value).where(_about.c.name == "format"))
-        if found != FORMAT:
-            raise StoreError(f"its tables have format {found}; this release knows {FORMAT}")
+            found = connection.scalar(
+                sa.select(tables.about.c.value).where(tables.about.c.name == "format")
+            )
+            found = tables.renew(connection, found)
+        if found != tables.FORMAT:
+            raise StoreError(f"its tables have format {found}; this release knows {tables.FORMAT}")
         self._is_open = True
 
 
@@ -432,7 +411,8 @@ def _total(column: "sa.Column[Any]") -> "sa.ColumnElement[int]":
     return sa.func.coalesce(sa.func.sum(sa.func.coalesce(sa.func.length(column), 0)), 0)
 
 
-def _value(number: float | None, text: str | None) -> float | str | None:
+def value_of(number: float | None, text: str | None) -> float | str | None:
+    """A label out of its two columns."""
     return text if number is None else number
 
 

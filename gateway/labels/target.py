@@ -25,6 +25,18 @@ class Target:
     """auto: binary when all labels are 0 or 1 and all scores within [0, 1], else regression."""
     takes_text: bool = False
     """Labels are names of classes; else numbers."""
+    positive: float | str = 1.0
+    """The label that is class 1 of a binary task; any other is class 0."""
+    is_named: bool = False
+    """Whether `positive` is declared; else only 0 and 1 are labels of a binary task."""
+    threshold: float = 0.5
+    """Scores from here on count as class 1."""
+
+    def truth(self, label: float | str) -> float | None:
+        """A label of a binary task as 0 or 1; None when it is neither."""
+        if self.is_named:
+            return float(label == self.positive)
+        return label if isinstance(label, float) and label in {0.0, 1.0} else None
 
     def value(self, outputs: Mapping[str, Any]) -> Any:
         """The prediction among one row's outputs: a number, a text or a list of probabilities."""
@@ -64,27 +76,51 @@ def of(signature: Signature, declared: Mapping[str, Any] | None = None) -> Targe
     return None
 
 
+FIELDS = ("output", "column", "task", "positive", "threshold")
+
+
 def _declared(signature: Signature, declared: Mapping[str, Any]) -> Target:
     for field in declared:
-        if field not in ("output", "column", "task"):
-            raise ConfigError(f"labels.{field}: no such field; there are: output, column, task")
+        if field not in FIELDS:
+            raise ConfigError(f"target.{field}: no such field; there are: {', '.join(FIELDS)}")
+    suggested = of(signature)
     names = [spec.name for spec in signature.outputs]
-    name, task, column = (declared.get(field) for field in ("output", "task", "column"))
+    name = declared.get("output", suggested.output if suggested else None)
     found = next((spec for spec in signature.outputs if spec.name == name), None)
     if found is None:
         match = nearest(str(name), names)
         raise ConfigError(
-            f"labels.output = {name!r}: no such output"
+            f"target.output = {name!r}: no such output"
             + (f"; did you mean {match!r}?" if match else f"; there are: {', '.join(names)}")
         )
-    if task not in (None, *TASKS):
-        raise ConfigError(f"labels.task = {task!r}: must be one of {', '.join(TASKS)}")
-    width = _width(found)
-    if column is not None and not (
-        type(column) is int and column >= 0 and (width is None or column < width)
-    ):
-        raise ConfigError(f"labels.column = {column!r}: output {name!r} has {width} columns")
-    return Target(found.name, column, task or "auto", takes_text=found.datatype == "BYTES")
+    if declared.get("task") not in (None, *TASKS):
+        raise ConfigError(f"target.task = {declared['task']!r}: must be one of {', '.join(TASKS)}")
+    width, column = _width(found), declared.get("column")
+    is_column = type(column) is int and column >= 0 and (width is None or column < width)
+    if column is not None and not is_column:
+        raise ConfigError(f"target.column = {column!r}: output {name!r} has {width} columns")
+    if column is None and suggested is not None and suggested.output == name:
+        column = suggested.column
+    task: Task = declared.get("task") or "auto"
+    positive = declared.get("positive")
+    if positive is not None and task == "auto":
+        task = "binary"
+    is_text = found.datatype == "BYTES"
+    if is_text and task in {"binary", "regression"}:
+        raise ConfigError(f"target.task = {task!r}: output {name!r} is text, which has classes")
+    return Target(
+        found.name,
+        column,
+        "multiclass" if is_text else task,
+        takes_text=is_text or isinstance(positive, str),
+        positive=positive
+        if isinstance(positive, str)
+        else float(positive or 0.0)
+        if positive is not None
+        else 1.0,
+        is_named=positive is not None,
+        threshold=declared.get("threshold", 0.5),
+    )
 
 
 def _width(spec: TensorSpec) -> int | None:

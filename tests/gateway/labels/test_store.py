@@ -263,11 +263,11 @@ def test_tables_of_a_newer_release_are_refused(store: Store, url: str) -> None:
     store.keep([kept("a")])
     engine = sa.create_engine(url)
     with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE driftgate_about SET value = 2")
+        connection.exec_driver_sql("UPDATE driftgate_about SET value = 3")
     engine.dispose()
     other = Store(url)
 
-    with pytest.raises(StoreError, match="format 2"):
+    with pytest.raises(StoreError, match="format 3"):
         other.keep([kept("b")])
     other.close()
 
