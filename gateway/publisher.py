@@ -32,8 +32,16 @@ from gateway.errors import (
 )
 from gateway.runtime import Session
 from monitors import MonitorError, Profile
+from monitors.loss import LossReference
 from registry import catalog, changes, manifest, names, store, trust
-from registry.catalog import GOLDEN_FILE, MODEL_FILE, REFERENCE_FILE, WARMUP_FILE, VersionFiles
+from registry.catalog import (
+    GOLDEN_FILE,
+    LABELS_FILE,
+    MODEL_FILE,
+    REFERENCE_FILE,
+    WARMUP_FILE,
+    VersionFiles,
+)
 from registry.errors import ConflictError, RegistryError, WriteError
 from registry.manifest import Manifest
 from registry.revisions import Revisions
@@ -83,6 +91,8 @@ def publish(
     *,
     version: int | None = None,
     reference: Path | None = None,
+    labels: Path | None = None,
+    target: str | None = None,
     warmup: Path | None = None,
     golden: Path | None = None,
     lineage: Mapping[str, Any] | None = None,
@@ -101,6 +111,8 @@ def publish(
     file : the ONNX file; files of weights that it names are taken from its own directory
     version : the number to take; else the next one
     reference : a profile (`.json`), or reference data (CSV, NPZ) to make one of
+    labels : a reference of labels (`.json`), or labelled data (CSV, NPZ) to make one of
+    target : the column of labels of that data; without `labels`, of the reference data
     warmup, golden : runs before it serves, and what must come out (gateway/golden.py)
     lineage : anything JSON can hold; kept as it is
     alias : a name that is to mean this version afterwards, in a revision of its own
@@ -129,8 +141,9 @@ def publish(
         store.make_directory(registry / model)
         with Staging(registry / model) as staging:
             draft = _stage(
-                staging, file, progress, reference=reference, warmup=warmup, golden=golden
-            )
+                staging, file, progress, reference=reference, warmup=warmup, golden=golden,
+                labels=labels, target=target,
+            )  # fmt: skip
             progress("publishing", 0.0)
             described = _describe(model, draft, lineage or {}, tags or {})
             revisions = Revisions(state_dir or registry / ".driftgate")
@@ -152,6 +165,8 @@ def _stage(
     reference: Path | None,
     warmup: Path | None,
     golden: Path | None,
+    labels: Path | None,
+    target: str | None,
 ) -> _Draft:
     """Copy and look at everything that makes the version."""
     files = _copy_model(staging, file, progress)
@@ -167,9 +182,15 @@ def _stage(
         cases.run(session, cases.read(data, source.name, session.signature), source.name)
         draft.files[name] = staging.write(name, data)
     if reference is not None:
-        profile, draft.problems = _profile(staging.directory / MODEL_FILE, reference, progress)
+        profile, draft.problems = _profile(
+            staging.directory / MODEL_FILE, reference, target, progress
+        )
         data = (profile.to_json() + "\n").encode("ascii")
         draft.files[REFERENCE_FILE] = staging.write(REFERENCE_FILE, data)
+    if labels is not None or target is not None:
+        judged = _labels(staging.directory / MODEL_FILE, labels or reference, target, progress)
+        data = (judged.to_json() + "\n").encode("ascii")
+        draft.files[LABELS_FILE] = staging.write(LABELS_FILE, data)
     return draft
 
 
@@ -184,7 +205,9 @@ def _copy_model(staging: Staging, file: Path, progress: Progress) -> dict[str, F
         raise BadRequestError(f"{Path(error.filename).name}: no such file") from None
     except OSError as error:
         raise BadRequestError(f"{file.name}: cannot be read: {error.strerror}") from None
-    if clash := {MODEL_FILE, manifest.FILE, manifest.SEAL_FILE, REFERENCE_FILE} & {*external}:
+    if clash := {MODEL_FILE, manifest.FILE, manifest.SEAL_FILE, REFERENCE_FILE, LABELS_FILE} & {
+        *external
+    }:
         raise BadRequestError(f"{file.name}: its weights are in {min(clash)!r}; rename that file")
     total, done = max(sum(sizes), 1), 0
 
@@ -203,7 +226,35 @@ def _copy_model(staging: Staging, file: Path, progress: Progress) -> dict[str, F
     return copied
 
 
-def _profile(model_file: Path, source: Path, progress: Progress) -> tuple[Profile, list[str]]:
+def _labels(
+    model_file: Path, source: Path | None, target: str | None, progress: Progress
+) -> LossReference:
+    """A reference of labels that was made before, or one made of labelled data."""
+    if source is None:
+        raise BadRequestError("target names a column of labels; of which data?")
+    if source.suffix == ".json" and target is None:
+        try:
+            return LossReference.from_json(_read(source, _PROFILE_BYTES_MAX))
+        except MonitorError as error:
+            raise BadRequestError(f"{source.name}: {error}") from None
+    if source.suffix == ".json" or target is None:
+        raise BadRequestError(
+            f"{source.name}: labelled data is CSV or NPZ, and target names its column of labels"
+        )
+    columns = references.read(source, lambda share: progress("reading labels", share))
+    truth = references.truth_of(columns, target)
+    return references.fit_labels(
+        columns,
+        truth,
+        model_file,
+        {"origin": "driftgate publish", "data": source.name, "target": target},
+        lambda share: progress("running the model on labelled rows", share),
+    )
+
+
+def _profile(
+    model_file: Path, source: Path, target: str | None, progress: Progress
+) -> tuple[Profile, list[str]]:
     """A profile that was made before, or one made of data by running the model on it."""
     if source.suffix == ".json":
         try:
@@ -212,6 +263,8 @@ def _profile(model_file: Path, source: Path, progress: Progress) -> tuple[Profil
             raise BadRequestError(f"{source.name}: {error}") from None
     else:
         columns = references.read(source, lambda share: progress("reading reference", share))
+        if target is not None:
+            columns.pop(target, None)
         profile = references.fit_to_model(
             columns,
             model_file,

@@ -6,6 +6,7 @@ like drift.
 """
 
 import csv
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,10 +18,14 @@ import numpy as np
 
 from gateway.columns import NAMES, Column, columns_of, with_answers
 from gateway.config import RuntimeConfig
-from gateway.errors import BadRequestError, shown
+from gateway.errors import BadRequestError, ConfigError, shown
+from gateway.labels.pairs import pairs_of, task_of
+from gateway.labels.rows import Joined
+from gateway.labels.target import of as target_of
 from gateway.runtime import Session
-from gateway.tensors import DTYPES, Array, narrowed
+from gateway.tensors import BFLOAT16, DTYPES, Array, narrowed, widened
 from monitors import MonitorError, Profile
+from monitors.loss import LossReference
 from registry.signature import Signature, TensorSpec
 
 Progress = Callable[[float], None]
@@ -112,16 +117,9 @@ def fit_to_model(
     BadRequestError : a column is missing, superfluous, or not what the model takes.
     VersionRefusedError : the model cannot be opened.
     """
-    session = Session(model, RuntimeConfig())
-    signature = session.signature
-    inputs = _inputs(columns, signature)
+    signature, inputs, outputs = _run(columns, model, lambda done: progress(0.5 * done))
     channels, _ = columns_of(signature)
     n = len(inputs[0])
-    parts: list[list[Array]] = []
-    for start in range(0, n, _RUN_ROWS):
-        parts.append(session.run([array[start : start + _RUN_ROWS] for array in inputs]))
-        progress(0.5 * min(1.0, (start + _RUN_ROWS) / n))
-    outputs = [np.concatenate(tensors) for tensors in zip(*parts, strict=True)]
     values = {channel.channel: _column(channel, inputs, outputs) for channel in channels}
     if len(inputs) == 1 and list(columns) != [signature.inputs[0].name]:
         # So that a table with its columns in another order is put in order when it is served.
@@ -129,6 +127,88 @@ def fit_to_model(
     whole = {name: column for name, column in values.items() if len(column) == n}
     whole = with_answers(whole, signature)
     return _fitted(whole, lineage, lambda done: progress(0.5 + 0.5 * done), order)
+
+
+def fit_labels(
+    columns: Mapping[str, Array],
+    truth: Array,
+    model: Path,
+    lineage: Mapping[str, object],
+    progress: Progress = lambda _: None,
+    *,
+    declared: Mapping[str, Any] | None = None,
+    is_ordered: bool = False,
+) -> LossReference:
+    """What labels are compared with: how wrong a model is on labelled rows.
+
+    Parameters
+    ----------
+    columns : inputs of rows that the model was not trained on
+    truth : (n_rows,) what turned out to be true
+    declared : output, column, task and positive label, where they cannot be seen
+
+    Raises
+    ------
+    BadRequestError : a column is not what the model takes, or a label not what it answers.
+    VersionRefusedError : the model cannot be opened.
+    """
+    signature, inputs, outputs = _run(columns, model, progress)
+    n = len(inputs[0])
+    if len(truth) != n:
+        raise BadRequestError(f"{len(truth)} labels for {n} rows")
+    try:
+        target = target_of(signature, declared)
+    except ConfigError as error:
+        raise BadRequestError(str(error)) from None
+    if target is None:
+        raise BadRequestError("the model has no output that a label could be compared with")
+    place = [spec.name for spec in signature.outputs].index(target.output)
+    answers = outputs[place]
+    answers = widened(answers) if answers.dtype == BFLOAT16 else answers
+    if len(answers) != n:
+        raise BadRequestError(f"output {target.output!r} has no row for each row")
+    named = [{target.output: value} for value in answers.tolist()]
+    labels = [_label(value) for value in truth.tolist()]
+    rows = [
+        Joined("", k, 1, "primary", "", 0.0, 1.0, 1.0, None, output, label, 0.0)
+        for k, (output, label) in enumerate(zip(named, labels, strict=True))
+        if label is not None
+    ]
+    known = (label for label in labels if label is not None)
+    task = task_of((target.value(output) for output in named), known, target)
+    pairs = pairs_of(rows, target, task)
+    if len(pairs.rows) < len(rows):
+        fitting = {row.row for row in pairs.rows}
+        left = next(row for row in rows if row.row not in fitting)
+        raise BadRequestError(
+            f"row {left.row + 1}: label {shown(left.label)} does not fit output {target.output!r}"
+            f" ({task}); say which label is class 1: --positive"
+        )
+    try:
+        return LossReference.fit(pairs.outcomes(), is_ordered=is_ordered, lineage=lineage)
+    except MonitorError as error:
+        raise BadRequestError(str(error)) from None
+
+
+def _label(value: Any) -> float | str | None:
+    """A label of a table; None where it is missing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return value if isinstance(value, str) else float(value)
+
+
+def _run(
+    columns: Mapping[str, Array], model: Path, progress: Progress
+) -> tuple[Signature, list[Array], list[Array]]:
+    """What the model takes and gives, and both for these rows."""
+    session = Session(model, RuntimeConfig())
+    inputs = _inputs(columns, session.signature)
+    n = len(inputs[0])
+    parts: list[list[Array]] = []
+    for start in range(0, n, _RUN_ROWS):
+        parts.append(session.run([array[start : start + _RUN_ROWS] for array in inputs]))
+        progress(min(1.0, (start + _RUN_ROWS) / n))
+    return session.signature, inputs, [np.concatenate(each) for each in zip(*parts, strict=True)]
 
 
 def _fitted(
@@ -175,6 +255,18 @@ def _inputs(columns: Mapping[str, Array], signature: Signature) -> list[Array]:
     return [
         _cast(columns[spec.name], spec, spec.name).reshape((-1, *spec.row_shape)) for spec in specs
     ]
+
+
+def truth_of(columns: dict[str, Array], name: str) -> Array:
+    """Take the column of labels out of the others.
+
+    Raises
+    ------
+    BadRequestError : there is no such column.
+    """
+    if name not in columns:
+        raise BadRequestError(f"the data has no column {shown(name)} of labels")
+    return columns.pop(name)
 
 
 def times_of(columns: dict[str, Array], name: str) -> Array:

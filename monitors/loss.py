@@ -248,10 +248,10 @@ class LossReference:
     def from_json(cls, text: str | bytes) -> "LossReference":
         """Read what to_json wrote; ProfileError says which part of anything else is wrong."""
         document = Part(parse(text))
+        task = document.get("task", str)  # first: a profile of inputs has none
         number = document.integer("format")
         if number != FORMAT:
             raise ProfileError(f"format {number}, this driftgate reads {FORMAT}", field="format")
-        task = document.get("task", str)
         if task not in TASKS:
             raise document.error(f"must be one of {', '.join(TASKS)}", "task")
         loss = Part(document.get("loss", dict))

@@ -22,6 +22,17 @@ def publish(  # noqa: PLR0917  typer reads options from the parameters
             help="Training data (CSV, NPZ), or a profile of it (JSON), to watch drift by."
         ),
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Labelled data (CSV, NPZ) that the model was not trained on, or a reference of"
+            " labels (JSON): what later labels are compared with."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="The column of labels there; without --labels, in --reference."),
+    ] = None,
     warmup: Annotated[Path | None, typer.Option(help="Runs before it serves: JSON lines.")] = None,
     golden: Annotated[
         Path | None, typer.Option(help="Runs whose outputs must be as given: JSON lines.")
@@ -53,6 +64,8 @@ def publish(  # noqa: PLR0917  typer reads options from the parameters
             file,
             version=version,
             reference=reference,
+            labels=labels,
+            target=target,
             warmup=warmup,
             golden=golden,
             lineage=_pairs("--lineage", lineage or [], is_json=True),

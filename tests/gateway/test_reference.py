@@ -8,8 +8,11 @@ import pytest
 from gateway import reference
 from gateway.demo import sample
 from gateway.errors import BadRequestError
-from monitors import Budget, Monitor
+from gateway.publisher import publish
+from monitors import Budget, Monitor, Profile
+from monitors.loss import LossReference
 from tests import models
+from tests.serving import driftgate
 
 
 def write(directory: Path, text: str) -> Path:
@@ -126,3 +129,48 @@ def test_data_that_the_model_does_not_take_is_refused_by_column(
 
     with pytest.raises(BadRequestError, match=words):
         reference.fit_to_model(columns, tmp_path / "model.onnx", {})
+
+
+def test_labelled_rows_become_what_labels_are_compared_with(tmp_path: Path) -> None:
+    """By command and by publish, alike; what does not fit is named."""
+    draw = np.random.default_rng(1)
+    x = draw.random(1000).astype(np.float32)
+    came = (draw.random(1000) < x).astype(int)
+    table = tmp_path / "held_out.csv"
+    table.write_text(
+        "x,came\n" + "\n".join(f"{a!r},{b}" for a, b in zip(x.tolist(), came, strict=True))
+    )
+    model = tmp_path / "model.onnx"
+    model.write_bytes(models.identity())
+    (tmp_path / "models").mkdir()
+
+    made = driftgate("profile", "held_out.csv", "--model", "model.onnx", "--target", "came",
+                     "-o", "reference.json", cwd=tmp_path)  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert "1000 labelled rows, binary" in made.stdout
+    beside = LossReference.from_json((tmp_path / "labels.json").read_text())
+    assert beside.loss_mean == pytest.approx(
+        float(-np.log(np.where(came == 1, x, 1 - x)).mean()), rel=1e-5
+    )
+    profile = Profile.from_json((tmp_path / "reference.json").read_text())
+    assert "input:came" not in profile.channels
+
+    published = publish(tmp_path / "models", "m", model, reference=table, target="came")
+    kept = tmp_path / "models" / "m" / str(published.version) / "labels.json"
+    assert LossReference.from_json(kept.read_text()).loss_counts.tolist() == (
+        beside.loss_counts.tolist()
+    )
+    for given, said in (
+        ({"labels": table}, "names its column"),
+        ({"labels": table, "target": "went"}, "no column"),
+        ({"target": "came"}, "of which data"),
+        ({"labels": tmp_path / "reference.json"}, "is lacking"),
+    ):
+        with pytest.raises(BadRequestError, match=said):
+            publish(tmp_path / "models", "m", model, **given)
+    named = {"x": x[:400]}
+    truth = np.where(came[:400] == 1, "late", "punctual").astype(object)
+    with pytest.raises(BadRequestError, match="--positive"):
+        reference.fit_labels(named, truth, model, {})
+    found = reference.fit_labels(named, truth, model, {}, declared={"positive": "late"})
+    assert found.part_counts[:, 1].sum() == came[:400].sum()
