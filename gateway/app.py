@@ -54,6 +54,7 @@ from gateway.outcomes import OutcomeReader
 from gateway.place import Place
 from gateway.prediction import DataPlane
 from gateway.recorder import Recorders
+from gateway.refusals import RefusalWatches
 from gateway.shadow import Shadows
 from gateway.sync import Sync
 from gateway.tap import Tap
@@ -127,6 +128,10 @@ class App:
             config.state_path / "references",
             self.alarms,
         )
+        if config.monitor.sample:
+            self.observer.refusals = RefusalWatches(
+                self.telemetry, config.monitor, self.observer.shared, self.observer.spend_on
+            )
         self.observer.champion_of = _champions(self.plane)
         self.sync = Sync(config, self.plane, self.observer, place)
         self._on_ready = on_ready

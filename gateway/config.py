@@ -127,6 +127,11 @@ class MonitorConfig:
     adopt_rows: int = 0
     """A version without a reference profile adopts its first so many served rows; 0: it waits for
     somebody to ask for that. At least 100."""
+    refused_share: float = 1.0
+    """Percent of a model's requests that may be refused for what they hold, with each code and in
+    all, and are no alarm."""
+    refused_learn: int = 1000
+    """Requests that show what else is normal, before refusals are judged; 0: nothing else is."""
     tap_rows_max: int = 65_536
     """Rows that may wait between an answer and the monitors; more are dropped and counted."""
     tap_bytes_max: int = 64 * 1024 * 1024
@@ -144,6 +149,8 @@ class MonitorConfig:
             _within("monitor.adopt_rows", self.adopt_rows, ADOPT_ROWS_MIN, ADOPT_ROWS_MAX)
             if self.adopt_rows
             else None,
+            _within("monitor.refused_share", self.refused_share, 0.001, 95),
+            _within("monitor.refused_learn", self.refused_learn, 0, 10_000_000),
             _at_least("monitor.tap_rows_max", self.tap_rows_max, 1),
             _at_least("monitor.tap_bytes_max", self.tap_bytes_max, 1),
         )

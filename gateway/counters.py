@@ -186,6 +186,12 @@ class Region:
         view, at = self._cells(name, n)
         return view[at : at + n]
 
+    def firsts(self, start: str) -> dict[str, int]:
+        """The first cell of every series whose name starts so: also of those that others began."""
+        with self._lock:
+            places = dict(self._places)
+        return {name: view[at] for name, (view, at, _) in places.items() if name.startswith(start)}
+
     def in_memory(self) -> "Iterator[tuple[str, list[int]]]":
         """Series that no file holds: for readers in this process."""
         with self._lock:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from gateway.alarms import AlarmLog, Crossing
 from gateway.columns import Column
@@ -22,6 +22,7 @@ from gateway.conclusions import Shared
 from gateway.config import ADOPT_ROWS_MAX, ADOPT_ROWS_MIN
 from gateway.errors import BadRequestError, NotFoundError
 from gateway.pair import Pair
+from gateway.refusals import RefusalWatches, reason
 from gateway.tap import Observation, Tap
 from gateway.telemetry import (
     ALARMS_OPEN,
@@ -34,16 +35,15 @@ from gateway.telemetry import (
     Sample,
     event,
 )
-from gateway.watch import AlarmEvent, Watch, adopted
-from monitors import Monitor, Profile
+from gateway.watch import AlarmEvent, Spend, Watch, adopted
+from monitors import Alarm, Monitor, Profile
 from monitors.budget import Purpose, divide
+from monitors.refusals import FEATURE
 from monitors.window import WINDOWS, WindowName
 from registry import store
 from registry.errors import RegistryError
 
 T = TypeVar("T")
-Spend: TypeAlias = Callable[[float], None]
-"""Is told the part of a model's budget that there is from now on."""
 
 __all__ = ["WINDOWS", "Observer", "WindowName"]
 
@@ -82,6 +82,8 @@ class Observer:
         self._pairs: dict[tuple[str, int], Pair] = {}
         self.champion_of: Callable[[str], int | None] = lambda _: None
         """The version of a model that others are compared with."""
+        self.refusals: RefusalWatches | None = None
+        """Requests that models refuse, where they are watched."""
         self._others: dict[str, dict[str, tuple[Purpose, Spend]]] = {}
         self._asked: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._lock = threading.Lock()
@@ -145,7 +147,12 @@ class Observer:
     async def report(self, model: str, version: int, window: WindowName) -> dict[str, Any]:
         """The report of one version."""
         watch = self._watch(model, version)
-        return await self.ask(lambda: watch.report(window))
+
+        def found() -> dict[str, Any]:
+            requests = self.refusals.get(model) if self.refusals is not None else None
+            return watch.report(window) | {"requests": requests.report() if requests else None}
+
+        return await self.ask(found)
 
     async def against(
         self, model: str, version: int | None, champion: int, window: WindowName
@@ -200,6 +207,7 @@ class Observer:
         """Let the rows of a window be the reference from now on."""
         watch = self._watch(model, version)
         profile = await self.ask(lambda: watch.accept(window))
+        await self.ask(lambda: self._learn(model))
         if self._alarms is not None:
             note = f"the rows of window {window} became the reference"
             await asyncio.to_thread(self._alarms.accept, model, version, "", note, prefix=_MONITOR)
@@ -277,9 +285,11 @@ class Observer:
         for watch in self._watches.values():
             watch.catch_up()
             watch.save()
-        for pair in self._pairs.values():
-            pair.tick(time.time())
-            pair.save()
+        if self.refusals is not None:
+            self.refusals.look(())
+        for kept in (*self._pairs.values(), *(self.refusals or ())):
+            kept.tick(time.time())
+            kept.save()
         self._pass_on()
         if self._lease is not None:
             self._lease.release()
@@ -297,6 +307,11 @@ class Observer:
         for watch in self._rivals:
             if (pair := self._pair(watch)) is not None:
                 self._guarded(watch, partial(self._compare, pair, now))
+        for refusals in self.refusals or ():
+            if not refusals.has_alarms:  # They are filed where they were opened.
+                refusals.version = self.champion_of(refusals.model) or refusals.version
+            if (champion := self._watches.get((refusals.model, refusals.version))) is not None:
+                self._guarded(champion, partial(refusals.tick, now))
         self._pass_on()
 
     def _compare(self, pair: Pair, now: float) -> None:
@@ -323,12 +338,13 @@ class Observer:
 
     def _pass_on(self) -> None:
         for watch in self._watches.values():
-            told, watch.told = watch.told, []
             if watch.has_adopted and self._alarms is not None:
                 self._alarms.accept(
                     watch.model, watch.version, note="a reference was adopted", prefix=_MONITOR
                 )
             watch.has_adopted = False
+        for teller in (*self._watches.values(), *(self.refusals or ())):
+            told, teller.told = teller.told, []
             for happened in told:
                 if self._alarms is not None:
                     _tell(self._alarms, happened)
@@ -350,19 +366,24 @@ class Observer:
             except (OSError, RegistryError):
                 self.shared.is_holder = False
         self._see_references()
+        if self.refusals is not None:
+            self.refusals.look({model for model, _ in self._watches})
         if self._alarms is not None and self.shared.is_judge:
             self._see_acknowledged(self._alarms)
 
     def _see_acknowledged(self, log: AlarmLog) -> None:
         """Let alarms be quiet whose episode somebody has acknowledged, at whatever worker."""
-        if not any(watch.has_alarms for watch in self._watches.values()):
+        refusals = {one.model: one for one in self.refusals or () if one.has_alarms}
+        if not refusals and not any(watch.has_alarms for watch in self._watches.values()):
             return
         for episode in log.episodes():
-            watch = self._watches.get((episode.model, episode.version))
             channel = episode.monitor.removeprefix(_MONITOR)
-            if watch is None or episode.state != "acknowledged" or channel == episode.monitor:
+            if episode.state != "acknowledged" or channel == episode.monitor:
                 continue
-            watch.acknowledge(channel, before=episode.changed)
+            if (watch := self._watches.get((episode.model, episode.version))) is not None:
+                watch.acknowledge(channel, before=episode.changed)
+            if (one := refusals.get(episode.model)) is not None:
+                one.acknowledge(channel, before=episode.changed)
 
     def _see_references(self) -> None:
         """Judge by a reference that another worker has adopted or accepted."""
@@ -379,6 +400,12 @@ class Observer:
             watch = self._watches.get(key)
             if watch is not None and watch.reference_digest != profile.digest:
                 watch.judge_by(profile, "adopted")
+                self._learn(watch.model)
+
+    def _learn(self, model: str) -> None:
+        """What is served now is accepted: also how many requests are refused."""
+        if self.refusals is not None and (requests := self.refusals.get(model)) is not None:
+            requests.learn()
 
     @staticmethod
     def _guarded(watch: Watch, work: Callable[[], None]) -> None:
@@ -454,15 +481,12 @@ def _tell(log: AlarmLog, happened: AlarmEvent) -> None:
     if happened.what == "closed" and happened.is_last:
         log.passed(happened.model, happened.version, f"{_MONITOR}{happened.first}")
     if happened.what == "opened" and alarm.id == alarm.episode:
-        where = "" if alarm.segment is None else f", in segment {alarm.segment}"
-        moved = ", ".join(label for label, _, _ in alarm.moved) or "none by itself"
         log.crossed(
             Crossing(
                 happened.model,
                 happened.version,
                 f"{_MONITOR}{alarm.channel}",
-                f"{alarm.channel}{where}: odds of {alarm.evidence:.3g} to 1 against no drift;"
-                f" bins that moved: {moved}",
+                _reason(alarm),
                 alarm.since if alarm.since is not None else time.time(),
                 {
                     "channel": alarm.channel,
@@ -473,3 +497,13 @@ def _tell(log: AlarmLog, happened: AlarmEvent) -> None:
                 },
             )
         )
+
+
+def _reason(alarm: Alarm) -> str:
+    """A sentence for people."""
+    odds = f"odds of {alarm.evidence:.3g} to 1 against"
+    if alarm.feature == FEATURE:
+        return f"{reason(alarm)}; {odds} that"
+    where = "" if alarm.segment is None else f", in segment {alarm.segment}"
+    moved = ", ".join(label for label, _, _ in alarm.moved) or "none by itself"
+    return f"{alarm.channel}{where}: {odds} no drift; bins that moved: {moved}"

@@ -56,6 +56,8 @@ class Pair:
         n = self.profile.layout.n_cells
         self._cells: Cells = shared.cells(self._name, 1 + n)
         self._cursor: Cells = np.zeros(1 + 2 * n, np.int64)
+        # What was kept before anything was counted was read from counters that are gone.
+        self._fresh_at = -np.inf if self.n_rows else time.time()
         self._folded_at = 0.0
         self._is_changed = False
         self._was_judge = False
@@ -200,7 +202,7 @@ class Pair:
             found = self._kept.read(self._cursor.size)
             if found is None:
                 return
-            cursor, concluded, _ = found
+            cursor, concluded, written = found
             fresh = self._new()
             fresh.restore(concluded)
         except (OSError, ValueError, MonitorError) as error:
@@ -213,5 +215,5 @@ class Pair:
             )
             return
         self._comparison = fresh
-        if self._shared.is_host_wide:
+        if self._shared.is_host_wide and written >= self._fresh_at:
             self._cursor = cursor

@@ -454,6 +454,18 @@ class Telemetry:
         assert isinstance(found, Histogram)  # noqa: S101  kinds are declared in this file
         return found
 
+    def own(self, family: Family) -> list[tuple[tuple[str, ...], int]]:
+        """Labels and count of every series of a family in this worker's file.
+
+        Those of whoever sat in the slot before are among them.
+        """
+        start = series_name(family, ()).removesuffix("]") + ","
+        return [
+            (known[1], value)
+            for name, value in self._loop_region.firsts(start).items()
+            if (known := self._meaning(name)) is not None
+        ]
+
     def cell(self) -> Counter:
         """A count that belongs to no family: protocols ask for more than Prometheus is told."""
         return self._loop_region.counter()

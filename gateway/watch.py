@@ -9,10 +9,10 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -31,6 +31,8 @@ from monitors.window import WindowName
 from registry.errors import RegistryError
 from registry.signature import Signature
 
+Spend: TypeAlias = Callable[[float], None]
+"""Is told the part of a model's budget that there is from now on."""
 Scores = tuple[tuple[str, str, float, float], ...]
 """Channel, statistic, value, and the line that no drift would stay below."""
 

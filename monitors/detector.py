@@ -66,6 +66,8 @@ class Detector:
     layout : channels and their reference
     budget : false alarms that may be raised
     tolerance : distance from the reference, in units of psi, that is no drift; 0: any distance is
+    is_rising : channels have two bins, and only more in the second is bet on: its share in the
+        reference is a bound. All bets lose where the truth is below it.
 
     Notes
     -----
@@ -86,7 +88,9 @@ class Detector:
     Koolen (2024), J. R. Stat. Soc. B 86 (safe testing).
     """
 
-    def __init__(self, layout: Layout, budget: Budget, *, tolerance: float = 0.01) -> None:
+    def __init__(
+        self, layout: Layout, budget: Budget, *, tolerance: float = 0.01, is_rising: bool = False
+    ) -> None:
         if not 0 <= tolerance < math.inf:
             raise BlockError(f"tolerance = {tolerance}: must be at least 0 and finite")
         self.layout = layout
@@ -94,7 +98,8 @@ class Detector:
         self._owed = budget
         self.tolerance = tolerance
         self._slot: int | None = None
-        self._bets = _Bets(layout, tolerance)
+        self._is_rising = is_rising
+        self._bets = _Bets(layout, tolerance, is_rising=is_rising)
         channels, experts = self._bets.weights.shape
         cells, memories = layout.n_cells, len(HALF_LIVES)
         self._capital = np.zeros((2, channels, experts))
@@ -257,6 +262,8 @@ class Detector:
         with np.errstate(invalid="ignore", divide="ignore"):
             part = np.maximum(0.0, 1.0 - (noise + bets.tau_learnt) / norm)
         part[~(norm > 0)] = 0.0
+        if self._is_rising:
+            part[away[:, 1::2] <= 0] = 0.0
         away *= layout.spread(part)
         # The mean of a ratio may take it below nothing: no bet may cost more than there is.
         np.maximum(away, -0.999, out=away)
@@ -362,8 +369,9 @@ class Detector:
 class _Bets:
     """What is bet on without having seen anything, for one slot of the season."""
 
-    def __init__(self, layout: Layout, tolerance: float) -> None:
+    def __init__(self, layout: Layout, tolerance: float, *, is_rising: bool) -> None:
         self._layout = layout
+        self._is_rising = is_rising
         level = 1 - _DOUBT / max(layout.n_channels, 1)
         tolerated = math.sqrt(tolerance)
         self._z = NormalDist().inv_cdf(level)
@@ -396,7 +404,10 @@ class _Bets:
         squares = np.where(layout.ordered, scores**2 - 1, 0.0)
         # Rows without a place in the order earn the mean, so that only the order is bet on.
         tau = self._tolerated + self._z / np.sqrt(effective)
-        bets = [self._tilt(theta * scores, shares, tau) for theta in LOCATIONS]
+        locations = [theta for theta in LOCATIONS if theta > 0 or not self._is_rising]
+        bets = [self._tilt(theta * scores, shares, tau) for theta in locations]
+        if self._is_rising:
+            return np.array(bets)
         bets += [self._tilt(theta * squares, shares, tau) for theta in SCALES]
         for word in SPECIAL:
             cells = np.asarray(layout.special[word], np.intp)

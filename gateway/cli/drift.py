@@ -95,8 +95,29 @@ def print_report(report: dict[str, Any]) -> None:
         )
     for alarm in found["alarms"] if found else []:
         _print_alarm(alarm)
+    _print_requests(report.get("requests"))
     for problem in (*report["problems"], *report["coverage"]["gaps"]):
         console.print(f"note: {problem}", markup=False)
+
+
+def _print_requests(found: dict[str, Any] | None) -> None:
+    """How many requests were refused, where there were any."""
+    if found is None or not found["codes"]["any"]["n_refused"]:
+        return
+    about = found["codes"]["any"]
+    normal = "" if about["bound"] is None else f"; up to {about['bound']:.1%} is normal"
+    codes = ", ".join(
+        f"{code} {one['n_refused']}"
+        for code, one in found["codes"].items()
+        if one["n_refused"] and code != "any"
+    )
+    output.console.print(f"refused of late: {about['share']:.1%} of requests{normal} ({codes})")
+    for alarm in found["alarms"]:
+        colour = "bold red" if alarm["level"] == "page" else "yellow"
+        output.console.print(
+            f"[{colour}]{alarm['level']}[/]: {alarm['channel']}"
+            f" (evidence {_odds(alarm['evidence'])})"
+        )
 
 
 def print_comparison(found: dict[str, Any]) -> None:

@@ -438,7 +438,12 @@ _DRIFT = _object(
         "window_rows": _COUNT,
         "report": {"type": ["object", "null"]},
     },
-    {"message": _TEXT, "budget": {"type": "object"}, "adopting": _ANY},
+    {
+        "message": _TEXT,
+        "budget": {"type": "object"},
+        "adopting": _ANY,
+        "requests": {"type": ["object", "null"]},
+    },
 )
 _COMPARED = _object({
     "model": _NAME,

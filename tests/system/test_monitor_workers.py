@@ -144,3 +144,60 @@ def test_a_version_is_compared_with_the_champion_over_all_workers(tmp_path: Path
         assert all("against" not in str(line["alarms"]) for line in both)
         ended = driftgate("drift", "m", "--against", "champion", "--server", server.url)
         assert (ended.returncode, "differs" in ended.stdout) == (0, True), ended.stderr
+
+
+def test_refused_requests_of_all_workers_are_judged_for_their_model(tmp_path: Path) -> None:
+    """Two in a hundred are normal, as the first requests show; then a client sends a wrong shape.
+
+    The page names the code, is over when the client is mended, and no other model hears of it. A
+    restart counts nothing twice.
+    """
+    for name in ("m", "other"):
+        models.put(tmp_path / "registry", name, 1, models.identity("FP32"))
+    settings = {"monitor.refused_learn": 300, "monitor.budget_rows": 50_000}
+    good = request(tensor("x", "FP32", [1], [1.0]))
+    wrong = request(tensor("x", "FP32", [1, 1], [1.0]))
+    n_sent = 0
+
+    def send(server, n: int, every: int) -> None:
+        nonlocal n_sent
+        for start in range(0, n, 50):
+            with server.client() as client:  # A connection each time: of either worker.
+                for k in range(start, start + 50):
+                    is_wrong = k % every == 0
+                    got = client.post("/v2/models/m/infer", json=wrong if is_wrong else good)
+                    assert got.status_code == (400 if is_wrong else 200)
+                client.post("/v2/models/other/infer", json=good)
+        n_sent += n
+
+    def said(server, name: str = "m") -> list[dict]:
+        found = []
+        for _ in range(4):
+            with server.client() as client:
+                found.append(client.get(f"/drift/{name}").json().get("requests") or {})
+        return found
+
+    def all_say(server, what) -> bool:
+        return all(found and what(found) for found in said(server))
+
+    with serve(tmp_path / "registry", settings, flags=TWO) as server:
+        send(server, 400, 50)
+        wait_until(lambda: all_say(server, lambda r: r["n_requests"] == n_sent), "all are counted")
+        codes = said(server)[0]["codes"]
+        assert codes["bad_tensor"]["n_refused"] == 8
+        assert 0.02 < codes["bad_tensor"]["bound"] < 0.08
+        send(server, 200, 2)
+        wait_until(lambda: all_say(server, lambda r: r["alarms"]), "more is an alarm")
+        assert {a["channel"] for a in said(server)[0]["alarms"]} <= {
+            "requests:bad_tensor", "requests:any"
+        }  # fmt: skip
+        with server.client() as client:
+            (episode,) = client.get("/alarms").json()["alarms"]
+        assert "are refused" in episode["reason"]
+        assert not said(server, "other")[0]["alarms"]
+        wait_until(lambda: all_say(server, lambda r: r["n_requests"] == n_sent), "all, again")
+    with serve(tmp_path / "registry", settings, flags=TWO) as server:
+        wait_until(lambda: all_say(server, lambda r: r["alarms"]), "it is still known")
+        send(server, 400, 1000)
+        wait_until(lambda: all_say(server, lambda r: r["n_requests"] == n_sent), "each once")
+        wait_until(lambda: all_say(server, lambda r: not r["alarms"]), "it is over")
