@@ -340,7 +340,6 @@ class Connection(asyncio.Protocol):
     def answered(self, call: Call) -> None:
         """Note that the whole answer is written."""
         self._leave(call)
-        self._strikes, self._ping_due = 0, 0.0
         self._since = time.monotonic()
         if call.held:  # Nobody reads it, but it may say that the client has ended.
             self.release(call)
@@ -406,6 +405,7 @@ class Connection(asyncio.Protocol):
 
     def flush_soon(self) -> None:
         """Write at the end of the loop's turn, with what other calls have by then."""
+        self._strikes, self._ping_due = 0, 0.0  # Who is answered may ping: clients measure by it.
         if self._n_unanswered == 0:
             self.flush()
         elif not self._is_flushing:

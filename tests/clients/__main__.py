@@ -39,6 +39,10 @@ class Suite:
 SUITES = {
     "tritonclient": Suite("tritonclient", ("tritonclient_http.py", "tritonclient_grpc.py")),
     "kserve": Suite("kserve", ("kserve_sdk.py",)),
+    "zttp-tritonclient": Suite(
+        "tritonclient", ("tritonclient_grpc.py",), settings={"grpc_carrier": "zttp"}
+    ),
+    "zttp-kserve": Suite("kserve", ("kserve_sdk.py",), settings={"grpc_carrier": "zttp"}),
     "mlflow": Suite("mlflow", ("mlflow_scoring.py",), settings={"model": "mixed"}),
     "perf_analyzer": Suite("perf_analyzer", program=perf_analyzer.run),
     "schemathesis": Suite("schemathesis", program=schemathesis.run, settings={"model": "matrix"}),

@@ -42,7 +42,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     registry, file = directory / "models", directory / "keys.json"
     models.put(registry, "matrix", 1, models.identity("FP32", ("n", 3)))
     keys = {scope: access.add(file, [scope])[1] for scope in access.KEY_SCOPES}
-    with serve(registry, {"keys": file, "model": "matrix"}) as server:
+    # The younger carrier asks for keys; the older one is asked below.
+    settings = {"keys": file, "model": "matrix", "grpc_carrier": "zttp"}
+    with serve(registry, settings) as server:
         grpc_url = server.wait_for("ready")["grpc_url"]
         yield Guarded(server, keys, file, grpc_url)
 
@@ -88,7 +90,8 @@ def test_every_path_needs_a_key_of_its_scope(guarded: Guarded) -> None:
     assert answer.status_code == 200
 
 
-def test_every_grpc_call_needs_a_key_of_its_scope(guarded: Guarded) -> None:
+@pytest.mark.parametrize("carried", ["grpcio", "zttp"])
+def test_every_grpc_call_needs_a_key_of_its_scope(guarded: Guarded, carried: str) -> None:
     """The same walk over gRPC, by what the carrier really registers; nobody is forgotten."""
     app = App(ServerConfig(), grpc_host="127.0.0.1")
     assert isinstance(app.carrier, carrier.Carrier)
@@ -97,7 +100,13 @@ def test_every_grpc_call_needs_a_key_of_its_scope(guarded: Guarded) -> None:
     registered = {method.name for method in pb.DESCRIPTOR.services_by_name[
         "GRPCInferenceService"].methods}  # fmt: skip
     assert set(scopes) <= registered
-    with grpc.insecure_channel(guarded.grpc_url) as channel:
+    with ExitStack() as stack:
+        grpc_url = guarded.grpc_url
+        if carried == "grpcio":
+            models_dir = guarded.file.parent / "models"
+            other_one = stack.enter_context(serve(models_dir, {"keys": guarded.file}))
+            grpc_url = other_one.wait_for("ready")["grpc_url"]
+        channel = stack.enter_context(grpc.insecure_channel(grpc_url))
 
         def status(name: str, key: str | None) -> grpc.StatusCode:
             path = f"/{service.NAME}/{name}"
@@ -326,7 +335,8 @@ def certificate(directory: Path, name: str, authority: str | None = None) -> tup
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make certificates with")
-def test_without_a_certificate_of_ours_nobody_connects(tmp_path: Path) -> None:
+@pytest.mark.parametrize("carried", ["grpcio", "zttp"])
+def test_without_a_certificate_of_ours_nobody_connects(tmp_path: Path, carried: str) -> None:
     """HTTP and gRPC; with one predictions are answered, and admin calls still ask for a key."""
     models.put(tmp_path / "models", "matrix", 1, models.identity("FP32", ("n", 3)))
     certificate(tmp_path, "ours")
@@ -335,6 +345,7 @@ def test_without_a_certificate_of_ours_nobody_connects(tmp_path: Path) -> None:
     authority = tmp_path / "ours.pem"
     settings = {
         "tls_cert": server_pem, "tls_key": server_key, "tls_client_ca": authority,
+        "grpc_carrier": carried,
     }  # fmt: skip
     with serve(tmp_path / "models", settings) as running:
         port = running.url.rpartition(":")[2]

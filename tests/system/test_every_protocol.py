@@ -55,7 +55,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     models.put(registry, "slow", 1, models.slow(n_rounds=2000))
     for version in (2, 10):
         models.put(registry, "counted", version, models.constant(version))
-    with serve(registry, {"grpc_port": 0, "limits.queue_rows_max": 1000}) as running:
+    settings = {"limits.queue_rows_max": 1000, "grpc_carrier": "zttp"}
+    with serve(registry, settings) as running:
         yield running
 
 

@@ -36,8 +36,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def server(registry: Path) -> Iterator[Server]:
-    with serve(registry, flags=TWO) as running:
+def server(registry: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+    carrier = getattr(request, "param", "grpcio")
+    with serve(registry, {"grpc_carrier": carrier}, flags=TWO) as running:
         yield running
 
 
@@ -132,6 +133,7 @@ def test_a_worker_killed_under_load_costs_what_it_held_and_no_count(server: Serv
     assert "driftgate_workers 2.0" in text
 
 
+@pytest.mark.parametrize("server", ["grpcio", "zttp"], indirect=True)
 def test_http_and_grpc_of_two_workers_add_up_exactly_and_share_the_work(server: Server) -> None:
     """Whoever is asked knows what all have counted, and connections are spread evenly."""
     n_connections, n_calls = 16, 25
