@@ -72,7 +72,7 @@ def test_every_path_needs_a_key_of_its_scope(guarded: Guarded) -> None:
         for endpoint in declared:
             path = endpoint.path.format(
                 model="matrix", version=1, label="champion", n=1, alias="a", revision=1,
-                rollout="r", id="r", a="a", m="matrix", v=1, alarm="a",
+                rollout="r", id="r", a="a", m="matrix", v=1, alarm="a", to="1",
             )  # fmt: skip
             none = http.request(endpoint.method, path)
             if endpoint.scope == "open":
@@ -169,7 +169,7 @@ def test_pages_of_another_origin_change_nothing(server: Server) -> None:
     """On loopback without keys: every path, by every method that could change something."""
     paths = {endpoint.path.format(
         model="matrix", version=1, label="a", n=1, alias="a", revision=1, rollout="r", id="r",
-        a="a", m="matrix", v=1, alarm="a",
+        a="a", m="matrix", v=1, alarm="a", to="1",
     ) for endpoint in App(ServerConfig()).declared()}  # fmt: skip
     with server.client() as http:
         before = http.get("/v2/models/stats").json()
