@@ -88,6 +88,15 @@ def plus(number: float) -> bytes:
     )
 
 
+def not_negative() -> bytes:
+    """The number, or 0 if it is negative: differs from `plus(0)` there alone."""
+    return _model(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        [_info("x", "FP32", ("n", 1))],
+        [_info("y", "FP32", ("n", 1))],
+    )
+
+
 def sum_and_difference() -> bytes:
     """Two inputs of two columns, two outputs."""
     return _model(

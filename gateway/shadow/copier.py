@@ -31,6 +31,9 @@ from registry.signature import Signature, TensorSpec
 
 STUCK_S = 5.0
 """A run that was asked to end so long ago will not: until it does, nothing is copied."""
+_REST = 4.0
+"""Times as long as its run had to wait for a core, the shadow leaves the cores to others."""
+_REST_S_MAX = 0.25
 _WRITE_BYTES_PER_S = 2_000_000
 _WRITE_S = 1.0
 
@@ -154,6 +157,8 @@ class Copier:
         self._is_stuck = False
         self._is_changed = True
         self._due = 0.0
+        self._waited_s = 0.0
+        """Of the runs since the last rest, in which none of them had a core."""
         self._reference: Places | None = None
         self._has_complained = False
 
@@ -319,6 +324,13 @@ class Copier:
             self._is_changed = True
             with contextlib.suppress(RuntimeError):  # The loop has ended.
                 self._loop.call_soon_threadsafe(self._settled, result)
+            self._rest()
+
+    def _rest(self) -> None:
+        """Leave the cores to others, if they are wanted: a shadow lives on what is left over."""
+        if self._waited_s > 0 and not self._is_closed:
+            time.sleep(min(_REST * self._waited_s, _REST_S_MAX))
+        self._waited_s = 0.0
 
     def _gather(self) -> list[Copy]:
         """The oldest copy, and those behind it that fit into one run with it."""
@@ -382,7 +394,9 @@ class Copier:
             for at in range(0, max(rows, 1), max(step, 1)):
                 self._until = copies[-1].at + self.pairing.shadow.deadline_s
                 piece = inputs if step >= rows else [array[at : at + step] for array in inputs]
+                start, cpu = time.perf_counter(), time.thread_time()
                 pieces.append(twin.run(piece))
+                self._waited_s += time.perf_counter() - start - (time.thread_time() - cpu)
         except GatewayError as error:
             return error
         finally:

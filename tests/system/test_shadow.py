@@ -1,5 +1,6 @@
 """Shadows of a real server with two workers: whatever they do, everybody is answered."""
 
+import itertools
 import json
 import os
 import random
@@ -9,7 +10,9 @@ import threading
 import httpx
 
 from gateway.exposures import Slot
+from registry import changes
 from registry.revisions import Revisions
+from registry.routes import Shadow
 from tests import models
 from tests.serving import driftgate, request, serve, tensor, wait_until
 
@@ -76,22 +79,29 @@ def shadow_of(http, model):
 def made(tmp_path):
     """A registry with a champion and a shadow for each kind, and candidates for rollouts."""
     registry = tmp_path / "models"
-    for name, content in SHADOWS.items():
+    for name in (*SHADOWS, *ROLLOUTS):
         models.put(registry, name, 1, models.plus(0))
-        models.put(registry, name, 2, content)
-        assert driftgate("promote", name, "1", "-r", str(registry)).returncode == 0
-        started = driftgate(
-            "shadow", "start", name, "2", "--deadline-s", "0.3", "--inflight-max", "64",
-            "-r", str(registry),
-        )  # fmt: skip
-        assert started.returncode == 0, started.stderr
-    assert f"{name} route.shadow[0].to none -> 2" in started.stdout
+        other = models.plus(3 if name == "first_differs" else 0)
+        models.put(registry, name, 2, SHADOWS.get(name, other))
+    known, chain = changes.OnDisk(registry), Revisions(registry / ".driftgate")
+    for name in (*SHADOWS, *ROLLOUTS):
+        change(chain, changes.Promote(name, 1), known)
+    for name in SHADOWS:
+        # Each copy of some takes its time: few are enough.
+        sample = 3 if name in ("slow", "endless") else 100
+        shadow = Shadow(to=2, deadline_s=0.3, inflight_max=64, sample=sample)
+        if name != "equal":
+            change(chain, changes.PutShadow(name, shadow), known)
+    words = ("--deadline-s", "0.3", "--inflight-max", "64", "-r", str(registry))
+    started = driftgate("shadow", "start", "equal", "2", *words)
+    assert started.returncode == 0, started.stderr
+    assert "equal route.shadow[0].to none -> 2" in started.stdout
     assert "undo: driftgate restore" in started.stdout
-    for name in ROLLOUTS:
-        models.put(registry, name, 1, models.plus(0))
-        models.put(registry, name, 2, models.plus(3 if name == "first_differs" else 0))
-        assert driftgate("promote", name, "1", "-r", str(registry)).returncode == 0
     return registry
+
+
+def change(chain, made, known):
+    changes.apply(chain, made, known=known, actor="ana", via="cli", force=True)
 
 
 def test_five_shadows_are_judged_and_everybody_is_answered(tmp_path) -> None:
@@ -112,7 +122,8 @@ def test_five_shadows_are_judged_and_everybody_is_answered(tmp_path) -> None:
             assert http.post("/admin/rollouts", json=body).status_code == 200
         with Users(server, [*SHADOWS, *ROLLOUTS]) as users:
             wait_until(lambda: shadow_of(http, "equal")["verdict"] == "ok", "equal is ok", 40)
-            wait_until(lambda: shadow_of(http, "slow")["coverage"]["load_biased"], "slow", 20)
+            for name in ("slow", "endless"):
+                wait_until(lambda name=name: late(http, name), f"{name} is late", 20)
             for name, phase in ROLLOUTS.items():
                 wait_until(lambda name=name, phase=phase: at(http, name) == phase, name, 20)
             found = {name: shadow_of(http, name) for name in SHADOWS}
@@ -126,7 +137,7 @@ def test_five_shadows_are_judged_and_everybody_is_answered(tmp_path) -> None:
         assert found["errs"]["requests"]["failed"] == found["errs"]["requests"]["compared"] > 0
         for name in ("slow", "endless"):
             assert found[name]["verdict"] == "inconclusive", found[name]
-            assert found[name]["coverage"]["dropped"]["deadline_exceeded"] > 0
+            assert found[name]["coverage"]["load_biased"]
         # By any worker: what both have counted, once each.
         text = http.get("/metrics").text
         counted = {
@@ -169,8 +180,69 @@ def test_five_shadows_are_judged_and_everybody_is_answered(tmp_path) -> None:
     assert Revisions(registry / ".driftgate").head().models["equal"].aliases["champion"] == 1
 
 
+def test_a_report_says_where_they_differ_and_by_labels_who_is_right(tmp_path) -> None:
+    """They differ below zero alone, where the shadow is right; its rows are in its own monitors."""
+    registry = tmp_path / "models"
+    models.put(registry, "m", 1, models.plus(0))
+    models.put(registry, "m", 2, models.not_negative())
+    assert driftgate("promote", "m", "1", "-r", str(registry)).returncode == 0
+    shadow = {"inflight_max": 500, "deadline_s": 20, "compare": {"y": {"atol": 0.001}}}
+    settings = {"labels.sample": 100, "monitor.adopt_rows": 100}
+    with serve(registry, settings) as server, server.client() as http:
+        rng = random.Random(1)
+
+        def ask(k):
+            x = rng.gauss(0, 1)
+            body = request(tensor("x", "FP32", [1, 1], [[x]]))
+            headers = {"x-request-id": f"r{k}"}
+            assert http.post("/v2/models/m/infer", json=body, headers=headers).status_code == 200
+            return {"id": f"r{k}", "label": max(x, 0.0) + 0.01}
+
+        for k in range(120):  # What the champion's reference is made of.
+            ask(f"before-{k}")
+        wait_until(lambda: http.get("/drift/m").json().get("reference"), "a reference")
+        url = "/admin/models/m/shadows/2?wait=applied"
+        assert http.put(url, json={"sample": 101}).status_code == 400
+        assert http.put("/admin/models/m/shadows/none", json={}).status_code == 400
+        assert http.put(url, json=shadow).status_code == 200
+        assert http.put(url, json=shadow).json()["changed"] is False
+        numbers = itertools.count()
+        wait_until(lambda: ask(next(numbers)) and sampled(http, "m"), "the first copy")
+        labels = [ask(next(numbers)) for _ in range(250)]
+        wait_until(lambda: shadow_of(http, "m")["requests"]["compared"] > 250, "pairs", 20)
+        assert http.post("/labels", json=labels).status_code == 200
+
+        found = shadow_of(http, "m")
+        text = http.get("/metrics").text
+        adopted = "/drift/m?version=2"
+        wait_until(lambda: http.get(adopted).json().get("reference"), "of its own rows")
+        assert http.delete(url).status_code == 200
+        assert http.delete(url).status_code == 404
+    below = sum(label["label"] == 0.01 for label in labels)
+    assert found["verdict"] == "breach"
+    assert found["disagreement"]["differ"] >= below - 1
+    assert found["labels"]["shadow_alone"] == 0
+    assert found["labels"]["champion_alone"] >= below - 1
+    assert found["labels"]["better"]
+    assert found["worst_bins"][0]["channel"] == "input:x"
+    assert found["worst_bins"][0]["share"] == 1
+    low, mean, high = (found["differences"]["y"][name] for name in ("low", "mean", "high"))
+    assert low < 0.4 < high  # the mean of the negative half of a normal: 1 / sqrt(2 pi)
+    assert low < mean < high
+    assert 'driftgate_requests_total{code="ok",model="m",traffic="shadow"' in text
+
+
+def sampled(http, model):
+    return shadow_of(http, model)["coverage"]["sampled"]
+
+
 def said(got):
     return got.headers["x-driftgate-decision"]
+
+
+def late(http, model):
+    """Copies that were not done by their deadline."""
+    return shadow_of(http, model)["coverage"]["dropped"].get("deadline_exceeded", 0)
 
 
 def at(http, model):
