@@ -17,14 +17,15 @@ from typing import Any
 
 import msgspec
 
-from gateway import exposures, outcomes
+from gateway import exposures, outcomes, values
 from gateway.alarms import AlarmLog
-from gateway.decision import Around, Move, Readiness, edges_of, judge, next_move
+from gateway.decision import Around, Move, Readiness, judge, next_move
 from gateway.exposures import Slot
 from gateway.folding import Folded
 from gateway.shadow.report import cases_of
 from gateway.shadow.tally import Pairing
 from gateway.telemetry import event
+from gateway.values import Bins, Frozen
 from monitors.guards import slow
 from monitors.guards.bets import CANDIDATE, CONTROL
 from monitors.guards.evidence import Evidence
@@ -141,14 +142,15 @@ class Controller:
         folded = self._remembered(rollout)
         found = self._files(rollout)
         evidence = Evidence()
+        bins = Bins(Frozen(rollout.edges, rollout.levels))
         for each in found:
-            folded.fold(each, rollout.edges)
+            folded.fold(each, bins)
             evidence = evidence + each.evidence
         labels = self._outcomes(rollout, folded)
         evidence = evidence + folded.counted
         self._count_deaths(rollout, folded)
         barred = self._shadowed(model, rollout, evidence)
-        if not rollout.slow_s or not rollout.edges:
+        if not rollout.slow_s or not bins:
             self._freeze(model, rollout, evidence, found)
         met = folded.units_met(evidence)
         now = self._now()
@@ -194,12 +196,17 @@ class Controller:
             level = rollout.plan.guards.slow_requests.quantile
             if (threshold := slow.threshold(evidence.seconds[:, CONTROL], level)) is not None:
                 slow_s["slow_requests"] = threshold
-        edges: dict[str, tuple[float, ...]] = {}
-        if not rollout.edges:
-            edges = edges_of([each.samples for each in found])
-        if slow_s or edges:
+        frozen = Frozen({}, {})
+        if not (rollout.edges or rollout.levels):
+            frozen = values.freeze(each.samples for each in found)
+        if slow_s or frozen.edges or frozen.levels:
             self._move(
-                model, rollout, lambda s: rollouts.freeze(s, slow_s=slow_s, edges=edges), None
+                model,
+                rollout,
+                lambda s: rollouts.freeze(
+                    s, slow_s=slow_s, edges=frozen.edges, levels=frozen.levels
+                ),
+                None,
             )
 
     def _move(

@@ -5,15 +5,15 @@ the next move, or none. No clock and no file, so that thousands of rollouts are 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gateway.exposures import BREAKER, N_BINS, RUN_ENDED
+from gateway.exposures import BREAKER, RUN_ENDED
 from gateway.shadow.tally import BIASED
-from monitors.guards import slow, verdict
+from monitors.guards import verdict
 from monitors.guards.bets import CANDIDATE, CONTROL
 from monitors.guards.evidence import Evidence
 from monitors.guards.labelled import Labelled, Side
@@ -258,21 +258,6 @@ def _on_outcomes(rollout: Rollout, outcome: Outcome) -> Iterator[Guard]:
     if srm.action != "ignore":
         # Which units get a label must not depend on who answered them.
         yield Guard(name="labelled_ratio", kind="labelled", action="invalid", alpha=srm.alpha)
-
-
-def edges_of(samples: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, tuple[float, ...]]:
-    """Deciles of the champion's own values, by channel; none before there are enough of them."""
-    together: dict[str, list[float]] = {}
-    for each in samples:
-        for channel, values in each.items():
-            together.setdefault(channel, []).extend(values)
-    if not together or max(map(len, together.values())) < slow.ROWS_MIN:
-        return {}
-    levels = np.arange(1, N_BINS) / N_BINS
-    return {
-        channel: tuple(np.unique(np.quantile(values, levels)).tolist())
-        for channel, values in sorted(together.items())
-    }
 
 
 def _not_finite(rollout: Rollout, evidence: Evidence) -> list[str]:

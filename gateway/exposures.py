@@ -8,7 +8,6 @@ calls by number, by rule and overrides say nothing about the draw.
 import contextlib
 import mmap
 import os
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -17,9 +16,11 @@ from typing import NamedTuple, Protocol
 import msgspec
 import numpy as np
 
+from gateway import values
 from gateway.protocol.call import Served
 from gateway.telemetry import Sample
 from gateway.tensors import Array
+from gateway.values import Bins, Channel, Frozen, Value
 from monitors.guards import slow
 from monitors.guards.bets import CANDIDATE, CONTROL
 from monitors.guards.evidence import Evidence, Weight, count, weight_text
@@ -34,10 +35,8 @@ KINDS = ("error", "slow", "not_finite")
 """Kinds of bad events that are compared; each has a first one per unit."""
 BREAKER, RUN_ENDED = "breaker", "run_ended"
 """What happens to a variant and not to a unit, counted among all events: hard breaches."""
-N_BINS = 10
-_CHANNELS_MAX = 8
 _SAMPLES_MAX = 500
-_MISSING = 255
+_WEIGHTS_MAX = 255
 _OURS = 500
 """Statuses from here on are ours to answer for, not the client's."""
 _UNIT_KEY = b"exposures"
@@ -50,15 +49,6 @@ class Met(NamedTuple):
     """`CANDIDATE` or `CONTROL`."""
     unit: int | None
     weight: Weight
-
-
-class Channel(NamedTuple):
-    """One number of a request or an answer."""
-
-    name: str
-    """`input:x[0]`, `output:score[1]`."""
-    tensor: int
-    column: int
 
 
 class InHand(NamedTuple):
@@ -135,7 +125,8 @@ class Exposure:
         self._weights: list[str] = []
         self.evidence = Evidence(seconds=np.zeros((slow.N_BINS, 2), np.int64))
         self.units: dict[str, Units] = {name: Units() for name in ("seen", "met", "values", *KINDS)}
-        self.samples: dict[str, list[float]] = {}
+        self.samples: dict[str, list[Value]] = {}
+        self._bins = Bins(Frozen(rollout.edges, rollout.levels))
         self._channels: dict[str, list[Channel]] = {}
         self._ended = [0, 0]
         self._is_changed = True
@@ -143,6 +134,8 @@ class Exposure:
 
     def adopt(self, rollout: Rollout) -> None:
         """The rollout has moved on."""
+        if not self._bins:
+            self._bins = Bins(Frozen(rollout.edges, rollout.levels))
         self.rollout = rollout
 
     def begin(self, version: int, p: float, unit: int | None) -> Met | None:
@@ -247,10 +240,10 @@ class Exposure:
                 "format": FORMAT,
                 "rollout": self.rollout.id,
                 "weights": self._weights,
-                "channels": list(self.rollout.edges),
+                "channels": self._bins.names,
                 "evidence": self.evidence.to_dict(),
                 "units": {name: units.to_dict() for name, units in self.units.items()},
-                "samples": self.samples if not self.rollout.edges else {},
+                "samples": {} if self._bins else self.samples,
             }
         )
 
@@ -275,7 +268,7 @@ class Exposure:
         self._weights = found.weights
         self.evidence = found.evidence
         self.units.update(found.units)
-        self.samples = {name: list(values) for name, values in found.samples.items()}
+        self.samples = {name: list(each) for name, each in found.samples.items()}
 
     def _event(self, kind: str, met: Met) -> None:
         self._all(kind, met.at)
@@ -294,7 +287,7 @@ class Exposure:
         text = weight_text(met.weight)
         if text not in self._weights:
             self._weights.append(text)
-        return bytes((min(self._weights.index(text), _MISSING), met.at))
+        return bytes((min(self._weights.index(text), _WEIGHTS_MAX), met.at))
 
     def _values(
         self,
@@ -304,8 +297,8 @@ class Exposure:
         outputs: Sequence[Array],
         names: tuple[Sequence[str], Sequence[str]],
     ) -> None:
-        edges = self.rollout.edges
-        if not edges:
+        bins = self._bins
+        if not bins:
             if met.at == CONTROL:
                 self._sample(inputs, outputs, names)
             return
@@ -314,19 +307,16 @@ class Exposure:
         units = self.units["values"]
         if met.unit is not None and (met.unit in units or met.unit >= units.threshold):
             return
-        values = dict(self._read("input:", inputs, names[0]))
-        values.update(self._read("output:", outputs, names[1]))
-        found = [
-            bisect_right(cuts, values[name]) if name in values else _MISSING
-            for name, cuts in edges.items()
-        ]
+        found = bins.of(
+            self._read("input:", inputs, names[0]) | self._read("output:", outputs, names[1])
+        )
         if met.unit is not None:
             units.add(met.unit, self._code(met) + bytes(found))
             return
-        for name, bin_ in zip(edges, found, strict=True):
-            if bin_ != _MISSING:
+        for name, bin_ in zip(bins.names, found, strict=True):
+            if bin_ != values.MISSING:
                 table = self.evidence.bins.setdefault(name, {})
-                count(table, met.weight, met.at, bin_=bin_, bins=len(edges[name]) + 1)
+                count(table, met.weight, met.at, bin_=bin_, bins=bins.n(name))
 
     def _sample(
         self,
@@ -335,29 +325,19 @@ class Exposure:
         names: tuple[Sequence[str], Sequence[str]],
     ) -> None:
         for prefix, tensors, of in (("input:", inputs, names[0]), ("output:", outputs, names[1])):
-            for name, value in self._read(prefix, tensors, of):
+            for name, value in self._read(prefix, tensors, of).items():
                 kept = self.samples.setdefault(name, [])
                 if len(kept) < _SAMPLES_MAX:
                     kept.append(value)
 
     def _read(
         self, prefix: str, tensors: Sequence[Array], names: Sequence[str]
-    ) -> list[tuple[str, float]]:
-        """The first row's finite numbers, of the first few columns there are."""
-        channels = self._channels.get(prefix)
-        if channels is None and tensors:
-            channels = self._channels[prefix] = _channels(prefix, tensors, names)
-        found = []
-        for name, tensor, column in channels or ():
-            if tensor >= len(tensors):
-                continue
-            row = tensors[tensor]
-            row = row.reshape(row.shape[0], -1) if row.ndim > 1 else row.reshape(-1, 1)
-            if row.shape[0] and column < row.shape[1]:
-                value = float(row[0, column])
-                if value - value == 0:  # finite
-                    found.append((name, value))
-        return found
+    ) -> dict[str, Value]:
+        """The first row's values, of the first few columns there are."""
+        wanted = self._channels.get(prefix)
+        if wanted is None and tensors:
+            wanted = self._channels[prefix] = values.channels(prefix, tensors, names)
+        return values.read(wanted or (), tensors)
 
 
 class Found(NamedTuple):
@@ -367,7 +347,7 @@ class Found(NamedTuple):
     channels: list[str]
     evidence: Evidence
     units: dict[str, Units]
-    samples: dict[str, list[float]]
+    samples: dict[str, list[Value]]
 
 
 def read(path: Path, rollout: str) -> Found | None:
@@ -381,7 +361,7 @@ def read(path: Path, rollout: str) -> Found | None:
             [str(name) for name in plain["channels"]],
             Evidence.from_dict(plain["evidence"]),
             {name: Units.from_dict(units) for name, units in plain["units"].items()},
-            {name: [float(v) for v in values] for name, values in plain["samples"].items()},
+            {name: [_sampled(v) for v in found] for name, found in plain["samples"].items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, msgspec.DecodeError):
         return None
@@ -537,14 +517,10 @@ def unit_hash(unit: bytes) -> int:
     return int.from_bytes(blake2b(unit, digest_size=8, key=_UNIT_KEY).digest(), "big")
 
 
-def _channels(prefix: str, tensors: Sequence[Array], names: Sequence[str]) -> list[Channel]:
-    found: list[Channel] = []
-    for place, (tensor, name) in enumerate(zip(tensors, names, strict=False)):
-        if tensor.dtype.kind not in "fiub":
-            continue
-        width = int(np.prod(tensor.shape[1:])) if tensor.ndim > 1 else 1
-        found += [Channel(f"{prefix}{name}[{j}]", place, j) for j in range(width)]
-    return found[:_CHANNELS_MAX]
+def _sampled(value: object) -> Value:
+    if isinstance(value, int | float | str):
+        return value
+    raise TypeError("a sample is a number or a text")
 
 
 def _is_finite(output: Array) -> bool:

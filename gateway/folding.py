@@ -3,7 +3,6 @@
 Kept by the controller between its looks, and in a file for the next controller.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -11,6 +10,7 @@ import numpy as np
 
 from gateway import exposures, outcomes
 from gateway.exposures import KINDS
+from gateway.values import Bins
 from monitors.guards.bets import CANDIDATE
 from monitors.guards.evidence import Evidence, count, weight_of
 from monitors.guards.labelled import Labelled
@@ -41,7 +41,7 @@ class Folded:
     began: tuple[float, int] = (0.0, 0)
     """When a step began that somebody has moved to by hand, and the units met until then."""
 
-    def fold(self, found: exposures.Found, edges: Mapping[str, tuple[float, ...]]) -> None:
+    def fold(self, found: exposures.Found, frozen: Bins) -> None:
         """Count the units of one worker's file that nobody has counted yet."""
         weights = [weight_of(text) for text in found.weights]
         for name, units in found.units.items():
@@ -57,7 +57,7 @@ class Folded:
                 elif name == "values":
                     for channel, bin_ in zip(found.channels, code[2:], strict=False):
                         table = self.counted.bins.setdefault(channel, {})
-                        bins = len(edges.get(channel, ())) + 1
+                        bins = frozen.n(channel)
                         if bin_ < bins:
                             count(table, weight, at, bin_=bin_, bins=bins)
                 else:

@@ -9,7 +9,7 @@ takes weight from the candidate, needs nothing, and always succeeds.
 
 import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -270,7 +270,9 @@ class Rollout(Part, frozen=True):
     slow_s: dict[str, float] = msgspec.field(default_factory=dict)
     """Thresholds of duration that were frozen, by guard."""
     edges: dict[str, tuple[float, ...]] = msgspec.field(default_factory=dict)
-    """Edges of bins that were frozen, by channel."""
+    """Edges of bins that were frozen, by channel of numbers."""
+    levels: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """Classes with bins of their own that were frozen, by channel; of texts a hash."""
 
     @property
     def is_over(self) -> bool:
@@ -476,14 +478,19 @@ def resume(state: ModelState) -> ModelState:
 
 
 def freeze(
-    state: ModelState, *, slow_s: Mapping[str, float], edges: Mapping[str, tuple[float, ...]]
+    state: ModelState,
+    *,
+    slow_s: Mapping[str, float],
+    edges: Mapping[str, Sequence[float]],
+    levels: Mapping[str, Sequence[str]] | None = None,
 ) -> ModelState:
     """Thresholds from the champion's own numbers, which the guards count by from now on."""
     rollout = _under_way(state)
     frozen = msgspec.structs.replace(
         rollout,
         slow_s={**slow_s, **rollout.slow_s},
-        edges={**edges, **rollout.edges},
+        edges={**{name: tuple(cuts) for name, cuts in edges.items()}, **rollout.edges},
+        levels={**{name: tuple(of) for name, of in (levels or {}).items()}, **rollout.levels},
     )
     return _with(state, frozen)
 

@@ -102,7 +102,7 @@ class Rig:
                 seconds,
                 is_error=is_error,
                 inputs=[x],
-                outputs=[] if is_error else [np.array([[score + self.random.gauss(0, 1)]])],
+                outputs=[] if is_error else [self.answer(score)],
                 names=(["x"], ["score"]),
             )
         for worker in self.workers:
@@ -110,6 +110,10 @@ class Rig:
                 assert exposure.write(data)
         self.controller.tick()
         self.now += 1.0
+
+    def answer(self, score):
+        """The one output of one row."""
+        return np.array([[score + self.random.gauss(0, 1)]])
 
     def drawn(self, name, p, *, is_candidate):
         """A unit was given to a variant with a probability; for whoever looks."""
