@@ -15,6 +15,7 @@ from gateway import __version__
 from gateway.cli import (
     alarm,
     canary,
+    capture,
     change,
     demo,
     doctor,
@@ -84,6 +85,7 @@ app.add_typer(route.app, name="route")
 app.add_typer(canary.app, name="canary")
 app.add_typer(shadow.app, name="shadow")
 app.add_typer(labels.app, name="labels")
+app.add_typer(capture.app, name="capture")
 app.add_typer(alarm.app, name="alarm")
 app.command("export")(export.export)
 app.command("replay")(replay.replay)

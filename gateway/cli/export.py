@@ -5,12 +5,15 @@ import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gateway.cli import output
 from gateway.errors import BadRequestError
+
+if TYPE_CHECKING:
+    from gateway.labels.export import Source
 
 _AGO = re.compile(r"(\d+(?:\.\d+)?)(m|h|d)", re.ASCII)
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400}
@@ -31,11 +34,15 @@ def export(  # noqa: PLR0917  typer reads options from the parameters
     ] = None,
     state_dir: Annotated[str | None, typer.Option(help="As of the server.")] = None,
     run_dir: Annotated[str | None, typer.Option(help="As of the server.")] = None,
+    capture: Annotated[
+        str | None,
+        typer.Option(help="A capture instead: last-24h, all, or a file or directory of captures."),
+    ] = None,
     url: Annotated[
         str | None, typer.Option(help="The database; $DRIFTGATE_LABELS_URL, else as the server's.")
     ] = None,
 ) -> None:
-    """Write kept predictions, with labels where they have one, as Parquet."""
+    """Write kept predictions, with labels where they have one, or a capture, as Parquet."""
     from gateway import config
 
     settings = config.load({
@@ -43,25 +50,44 @@ def export(  # noqa: PLR0917  typer reads options from the parameters
     })  # fmt: skip
     now = time.time()
     start, end = _moment(since, now), _moment(until, now) if until else math.inf
+    if capture is not None:
+        from gateway.capture.rows import CapturedRows
+        from gateway.cli.capture import reading_of
+
+        reading_of(
+            capture, model, settings
+        )  # Before anything is written: it says if there is none.
+        rows = CapturedRows(lambda: reading_of(capture, model, settings))
+        _write(rows, model, to, start, end, score)
+        if rows.said:
+            typer.echo(f"passed over: {rows.said}")
+        return
     where = settings.labels_url
     if where.startswith("sqlite:///") and not Path(where.removeprefix("sqlite:///")).is_file():
         raise BadRequestError(
             "no predictions are kept there; name the directory (-r) or the database (--url), and"
             " serve with --labels-sample"
         )
-    from gateway.labels import export as parquet
     from gateway.labels.store import Store
 
     store = Store(where)
     try:
-        with output.progress("writing") as bar:
-            task = bar.add_task("", total=1.0)
-            n = parquet.write(
-                store, model, to, since=start, until=end, score=score,
-                progress=lambda done: bar.update(task, completed=done),
-            )  # fmt: skip
+        _write(store, model, to, start, end, score)
     finally:
         store.close()
+
+
+def _write(
+    source: "Source", model: str, to: Path, since: float, until: float, score: str | None
+) -> None:
+    from gateway.labels import export as parquet
+
+    with output.progress("writing") as bar:
+        task = bar.add_task("", total=1.0)
+        n = parquet.write(
+            source, model, to, since=since, until=until, score=score,
+            progress=lambda done: bar.update(task, completed=done),
+        )  # fmt: skip
     typer.echo(f"{to}: {n} predictions")
 
 

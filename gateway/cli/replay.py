@@ -12,7 +12,8 @@ from gateway.errors import BadRequestError
 if TYPE_CHECKING:
     from gateway.replay import Side
     from registry.catalog import VersionFiles
-    from registry.routes import Tolerance
+    from registry.revisions import Revision
+    from registry.routes import Shadow, Tolerance
 
 BREACH = 5
 """Exit code: a guard would have found what must not be."""
@@ -39,8 +40,9 @@ def replay(  # noqa: PLR0917  typer reads options from the parameters
         typer.Option(metavar="OUTPUT=NUMBER", help="Only the side of this number counts."),
     ] = None,
     disagreement_max: Annotated[
-        float, typer.Option(min=0.01, max=99.9, help="Percent of units that may disagree.")
-    ] = 2.0,
+        float | None,
+        typer.Option(min=0.01, max=99.9, help="Percent of units that may disagree: 2."),
+    ] = None,
     plan_file: Annotated[
         Path | None, typer.Option("--plan", help="Of a rollout, whose guards are asked.")
     ] = None,
@@ -51,7 +53,7 @@ def replay(  # noqa: PLR0917  typer reads options from the parameters
 ) -> None:
     """Compare two versions on captured requests; exit 5 if a guard would have fired."""
     from gateway.cli.canary import plan_of
-    from gateway.cli.captures import reading_of
+    from gateway.cli.capture import reading_of, settings_of
     from gateway.cli.versions import head_of, resolve
     from gateway.decision import guards_of
     from gateway.replay import replay as through
@@ -63,10 +65,11 @@ def replay(  # noqa: PLR0917  typer reads options from the parameters
     plan = plan_of(plan_file)
     found, head = places.look(registry), head_of(places.state_of(registry, state_dir))
     sides = [resolve(found, head, target), resolve(found, head, f"{model}@{against}")]
-    reading = reading_of(capture, model, registry=registry, state_dir=state_dir, run_dir=run_dir)
+    reading = reading_of(capture, model, settings_of(registry, state_dir, run_dir))
     with tempfile.TemporaryDirectory(prefix="driftgate-replay-") as scratch:
         newer, older = (_opened(files, Path(scratch)) for files in sides)
-        tolerances = _tolerances(older, atol, rtol, threshold or [])
+        shadow = _shadow(head, newer)
+        tolerances = _tolerances(older, shadow, atol, rtol, threshold or [])
         with output.progress("replaying") as bar:
             task = bar.add_task("", total=max(reading.n_bytes, 1))
             report = through(
@@ -75,7 +78,7 @@ def replay(  # noqa: PLR0917  typer reads options from the parameters
                 older,
                 guards_of(Rollout(id="", candidate=0, control=0, phase="step", plan=plan)),
                 alpha=plan.alpha,
-                disagreement_max=disagreement_max,
+                disagreement_max=disagreement_max or (shadow.disagreement_max if shadow else 2),
                 units_min=plan.steps[0].units_min,
                 tolerances=tolerances,
                 progress=lambda: bar.update(task, completed=reading.done_bytes),
@@ -102,8 +105,24 @@ def _opened(files: "VersionFiles", scratch: Path) -> "Side":
     return Side(files.model, files.version, loaded.digest, loaded.session)
 
 
+def _shadow(head: "Revision", side: "Side") -> "Shadow | None":
+    """How the route compares this version, if it is a shadow there."""
+    state = head.models.get(side.model)
+    if state is None or state.route is None:
+        return None
+    for shadow in state.route.shadow:
+        to = shadow.to if isinstance(shadow.to, int) else state.aliases.get(shadow.to)
+        if to == side.version:
+            return shadow
+    return None
+
+
 def _tolerances(
-    side: "Side", atol: float | None, rtol: float | None, thresholds: list[str]
+    side: "Side",
+    shadow: "Shadow | None",
+    atol: float | None,
+    rtol: float | None,
+    thresholds: list[str],
 ) -> "dict[str, Tolerance]":
     """By output; those of whole numbers and texts are held to equality unless they are named."""
     from gateway.comparison import DEFAULT
@@ -118,6 +137,8 @@ def _tolerances(
         for name, kind in kinds.items()
         if kind in ("FP16", "BF16", "FP32", "FP64")
     }
+    if shadow is not None and atol is None and rtol is None:
+        made |= shadow.compare
     for text in thresholds:
         name, equals, number = text.rpartition("=")
         try:

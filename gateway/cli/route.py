@@ -138,7 +138,7 @@ def simulate(
 def _simulated(
     where: Where, model: str, route: "Route", capture: str, run_dir: str | None
 ) -> dict[str, Any]:
-    from gateway.cli.captures import reading_of
+    from gateway.cli.capture import reading_of, settings_of
     from gateway.simulation import Way
     from gateway.simulation import simulate as through
     from registry import changes
@@ -155,9 +155,7 @@ def _simulated(
         return now.get(model, ModelState()), would.revision.models.get(model, ModelState())
 
     before, after = where.read(states)
-    found = reading_of(
-        capture, model, registry=where.registry, state_dir=where.state_dir, run_dir=run_dir
-    )
+    found = reading_of(capture, model, settings_of(where.registry, where.state_dir, run_dir))
     with output.progress("reading") as bar:
         task = bar.add_task("", total=max(found.n_bytes, 1))
         made = through(

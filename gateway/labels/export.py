@@ -8,11 +8,10 @@ import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gateway.errors import BadRequestError, StartError
 from gateway.labels.rows import Exported, StoreError
-from gateway.labels.store import Store
 
 SCHEMA_VERSION = 1
 """Of the columns; a column may be added, none changes its meaning within a version."""
@@ -22,8 +21,22 @@ _KINDS = ("bool", "int", "float", "text", "floats", "texts")
 Progress = Callable[[float], None]
 
 
+class Source(Protocol):
+    """Where predictions are: the database, or a capture."""
+
+    def exported(
+        self, model: str, *, since: float = ..., until: float = ...
+    ) -> Iterator[list[Exported]]:
+        """Predictions made in [since, until), in chunks; may be asked again.
+
+        Raises
+        ------
+        StoreError : it cannot be read.
+        """
+
+
 def write(
-    store: Store,
+    store: Source,
     model: str,
     file: Path,
     *,
@@ -73,7 +86,7 @@ def write(
     return done
 
 
-def _learn(store: Store, model: str, since: float, until: float) -> tuple[dict[str, str], int]:
+def _learn(store: Source, model: str, since: float, until: float) -> tuple[dict[str, str], int]:
     """The kind of every column that depends on the model, and the number of rows."""
     kinds: dict[str, str] = {}
     total = 0

@@ -4,11 +4,15 @@ import random
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from gateway.capture.record import kept
 from gateway.labels.rows import Kept, Label, pack
 from gateway.labels.store import Store
+from registry.signature import TensorSpec
+from tests.gateway.capture.records import record, write
 from tests.serving import driftgate
 
 N = 25_000
@@ -83,3 +87,19 @@ def test_a_wrong_question_leaves_no_file(exported: Path) -> None:
         ended = driftgate("export", *words, *since, "--to", str(file), "--url", url)
         assert (ended.returncode, said in ended.stderr) == (2, True), ended.stderr
         assert not file.exists()
+
+
+def test_a_capture_is_exported_with_the_weight_of_its_sample(tmp_path: Path) -> None:
+    """Whoever counts weighs by the inverse of the probability that a unit was captured with."""
+    x = kept([TensorSpec("x", "FP32", (-1,))], [np.array([1, 2], np.float32)])
+    made = [record(k, rows=2, sampled=0.25, inputs=x, outputs=x) for k in range(50)]
+    capture, file = write(tmp_path / "1.capture", *made), tmp_path / "m.parquet"
+    words = ("export", "m", "--capture", str(capture), "--to", str(file), "--since", "1970-01-01")
+    ended = driftgate(*words)
+    assert ended.returncode == 0, ended.stderr
+
+    rows = pq.read_table(file).to_pylist()
+    assert len(rows) == 100
+    assert {row["sample_weight"] for row in rows} == {4.0}
+    assert rows[1]["prediction_id"] == "r-0/1"
+    assert (rows[1]["features.x"], rows[1]["output.x"], rows[1]["actual"]) == (2.0, 2.0, None)

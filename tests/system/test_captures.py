@@ -287,12 +287,19 @@ def check_replays(root: Path, decisions: list[dict[str, str]]) -> None:
     assert "disagreement" in {guard["guard"] for guard in other["guards"] if guard["breach"]}
     assert command(*words, "m@2", "--against", "1", "--atol", "1")["rows_differ"] == 0
 
+    (listed,) = command("capture", "list", "-r", str(root))["captures"]
+    assert (listed["model"], listed["requests"]) == ("m", same["requests"])
+    assert listed["bytes"] == sum(path.stat().st_size for path in captures(root).rglob("*.capture"))
+    one = command("capture", "print", "all", "--limit", "1", "-r", str(root), is_json=False)
+    assert (one["inputs"], one["outputs"]) == ({"x": [7.0, 7.0 + 1]}, {"y": [one["version"]] * 2})
+    assert one["units"][0]["kind"] == "header:x-user-id"
 
-def command(*words: str, code: int = 0) -> Any:
+
+def command(*words: str, code: int = 0, is_json: bool = True) -> Any:
     """What a command says with --json, run in this process: starting one takes a second."""
     said_to = io.StringIO()
     with contextlib.redirect_stdout(said_to):
-        ended = command_line([*words, "--json"], standalone_mode=False)
+        ended = command_line([*words, *["--json"] * is_json], standalone_mode=False)
     assert (ended or 0) == code
     return json.loads(said_to.getvalue())
 
