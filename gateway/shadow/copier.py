@@ -7,6 +7,7 @@ runs a twin of the version's session, so that calls of that version by others ne
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections import Counter as Counts
@@ -31,9 +32,10 @@ from registry.signature import Signature, TensorSpec
 
 STUCK_S = 5.0
 """A run that was asked to end so long ago will not: until it does, nothing is copied."""
-_REST = 4.0
+_REST = 10.0
 """Times as long as its run had to wait for a core, the shadow leaves the cores to others."""
-_REST_S_MAX = 0.25
+_REST_SHARE_MAX = 0.25
+"""Of the deadline: who rests longer would let copies grow too old that there is room for."""
 _WRITE_BYTES_PER_S = 2_000_000
 _WRITE_S = 1.0
 
@@ -308,6 +310,9 @@ class Copier:
     # -- on the shadow's thread
 
     def _work(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            # Of this thread alone: when it wakes it waits for its turn, and takes no core away.
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         while not self._is_closed:
             copies = self._gather()
             if not copies:
@@ -329,7 +334,8 @@ class Copier:
     def _rest(self) -> None:
         """Leave the cores to others, if they are wanted: a shadow lives on what is left over."""
         if self._waited_s > 0 and not self._is_closed:
-            time.sleep(min(_REST * self._waited_s, _REST_S_MAX))
+            longest_s = _REST_SHARE_MAX * self.pairing.shadow.deadline_s
+            time.sleep(min(_REST * self._waited_s, longest_s))
         self._waited_s = 0.0
 
     def _gather(self) -> list[Copy]:
