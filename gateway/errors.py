@@ -33,6 +33,8 @@
     |- DeadlineError            504  the answer would come too late
     |- StorageError             507  the disk or the database says no
     |- QueueFullError           429  as many rows wait as may wait
+    |- ModelBusyError           429  as many requests of the model are under way as may be
+    |- RateLimitedError         429  the caller has made as many requests as it may
     |- ConfigError                   a setting is wrong; the server does not start
     `- StartError                    the server cannot start for a reason outside its settings
 
@@ -40,6 +42,7 @@ An error text says what, where, and what would be right. It holds no path of the
 trace: it is shown to clients.
 """
 
+import math
 import reprlib
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -357,6 +360,26 @@ class ModelBusyError(GatewayError):
         )
 
 
+class RateLimitedError(GatewayError):
+    """A caller has made as many requests of one model as its route allows."""
+
+    code = "rate_limited"
+    status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+    def __init__(
+        self, model: str, caller: str, rate_per_s: float, workers: int, wait_s: float
+    ) -> None:
+        self.retry_after_s = math.ceil(wait_s)
+        kind, _, key = caller.partition(":")
+        who = f"key {key}" if kind == "key" else "all who show no key, together,"
+        share = f", of which this worker serves {rate_per_s / workers:.3g}" if workers > 1 else ""
+        super().__init__(
+            f"model {model!r}: {who} may make {rate_per_s:g} requests a second{share}"
+            f" (limits.rate_per_s_max); the next one in {wait_s:.3g} s"
+        )
+
+
 class ClientGoneError(GatewayError):
     """The client hung up before its rows ran: they are dropped, and nobody is answered."""
 
@@ -489,6 +512,7 @@ ALL = (
     UnsupportedError,
     QueueFullError,
     ModelBusyError,
+    RateLimitedError,
     ClientGoneError,
     GatewayError,
     ModelFailedError,

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from itertools import count
 
 from gateway.config import ServerConfig
 from gateway.errors import (
@@ -27,7 +29,7 @@ from gateway.recorder import Recorders, Taking
 from gateway.router import Choice, Decision, Headers, Look, Meters, Model, Routing, Table, Variant
 from gateway.shadow import Copies
 from gateway.tap import Tap
-from gateway.telemetry import REJECTED, Telemetry
+from gateway.telemetry import REJECTED, SHED, Telemetry
 from gateway.tensors import Array
 from registry.catalog import VersionFiles
 from registry.routes import Limits, Route
@@ -54,10 +56,25 @@ class Head:
     """What predictions are called when labels come; empty: nobody was told, so none are kept."""
     headers: Headers = ()
     """What rules and units may look at."""
+    caller: str = "anybody"
+    """Whose rate it counts for: the key that was shown, as `Caller.name` says it."""
     wanted: bytes | None = None
     """The variant that the client names, if its route allows that."""
     decision: bytes = b""
     """Set once a variant is picked: what `x-driftgate-decision` says."""
+
+
+class RequestIds:
+    """Names for requests that came without one."""
+
+    def __init__(self) -> None:
+        # Unique over workers and restarts without asking the system for each request.
+        self._start = os.urandom(6).hex().encode()
+        self._numbers = count(1)
+
+    def make(self) -> bytes:
+        """One that nobody has had."""
+        return b"%s-%x" % (self._start, next(self._numbers))
 
 
 class DataPlane:
@@ -89,6 +106,7 @@ class DataPlane:
         """Where predictions wait for labels, if they do."""
         self.recorders: Recorders | None = None
         """Where requests are captured, of models whose route asks for it."""
+        self.ids = RequestIds()
         self._large = asyncio.Semaphore(1)
         self.breakers = Breakers(telemetry, self._opened)
         self._gates: dict[str, Gate] = {}
@@ -125,7 +143,7 @@ class DataPlane:
     def gate(self, model: str) -> Gate:
         """Who is let in to a model."""
         if (gate := self._gates.get(model)) is None:
-            gate = self._gates[model] = Gate(model)
+            gate = self._gates[model] = Gate(model, self.config.workers)
         return gate
 
     def meters_of(self, variant: Variant) -> list[Meters]:
@@ -265,9 +283,10 @@ async def _routed(
     name = head.model or ""
     gate = plane.gate(name)
     try:
-        gate.enter(routing.route.limits or _UNLIMITED)
+        gate.enter(routing.route.limits or _UNLIMITED, head.caller)
     except GatewayError as error:
         plane.rejected(error)
+        plane.telemetry.counter(SHED, name, "", error.code).add()
         raise
     try:
         try:

@@ -293,10 +293,6 @@ class Routing:
                 for unit in (*units, routes.UNIT_REQUEST)
             }
 
-    def ignored(self) -> list[str]:
-        """Parts of the route that this release does not serve: from an earlier revision."""
-        return [name for name, _ in routes.unserved(self.route)]
-
     def version_of(self, to: str | int) -> int:
         """The version behind a `to`; 0: the champion, whichever answers now."""
         text = str(to)

@@ -368,8 +368,6 @@ class Sync:
         routing = None
         if state.route is not None:
             routing = Routing(name, state, number, self._plane.telemetry)
-            if ignored := routing.ignored():
-                event("route_part_ignored", logging.WARNING, model=name, parts=ignored)
         model = replace(model, aliases=state.aliases, routing=routing, revision=number)
         if model.is_unloaded and state.loaded is not False:
             default = state.default([n for n in model.versions if n not in model.refused])

@@ -120,7 +120,8 @@ SHED = _declare(
     Family(
         "driftgate_shed_total",
         "counter",
-        "Requests dropped before they ran: queue_full, deadline_exceeded, client_gone.",
+        "Requests dropped before they ran: queue_full, deadline_exceeded, client_gone; by the"
+        " limits of a model, whatever version (none is named): model_busy, rate_limited.",
         (*_VERSION, "reason"),
     )
 )

@@ -176,7 +176,8 @@ class Limits(_Part, frozen=True):
     queue_rows_max: int | None = None
     """Rows that may wait for one version; more are answered 429."""
     rate_per_s_max: float | None = None
-    """Requests a second of one key (without keys: of everybody together); more are answered 429."""
+    """Requests a second of one key (of all who show none, together), over all workers of a host;
+    more are answered 429."""
     burst_max: int | None = None
     """Requests that may come at once under that rate; by default one second's worth."""
 
@@ -372,24 +373,6 @@ def targets(route: Route) -> Iterator[tuple[str, Target]]:
         yield f"shadow[{k}].to", shadow.to
     for k, to in enumerate(route.fallback.to if route.fallback else ()):
         yield f"fallback.to[{k}]", to
-
-
-UNSERVED = {
-    "limits.rate_per_s_max": "rates are not limited yet",
-}
-"""Parts that can be read and that this release does not serve, with what it does not do."""
-
-
-def unserved(route: Route) -> list[tuple[str, str]]:
-    """Parts of a route that would have no effect, with what this release does not do."""
-    return [(name, why) for name, why in UNSERVED.items() if _part_of(route, name)]
-
-
-def _part_of(route: Route, name: str) -> object:
-    part: object = route
-    for field in name.split("."):
-        part = getattr(part, field, None)
-    return part
 
 
 def check_targets(

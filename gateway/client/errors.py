@@ -16,7 +16,7 @@ ClientError
 |  |- SlowRequestError      408  the request did not arrive in time
 |  |- TooLargeError         413  more than one request may carry
 |  |- EncodingError         415  a format that is not spoken there
-|  |- QueueFullError        429  as many rows wait as may wait; ModelBusyError below it
+|  |- QueueFullError        429  as many rows wait as may wait; two more below it
 |  `- HeadTooLargeError     431  too many headers, or too long ones
 |- ServerError              5xx  the server could not answer
 |  |- ModelFailedError      500  the model failed on input that fits its signature
@@ -262,6 +262,12 @@ class ModelBusyError(QueueFullError):
     code = "model_busy"
 
 
+class RateLimitedError(QueueFullError):
+    """The caller has made as many requests as its key may; every try met that."""
+
+    code = "rate_limited"
+
+
 class VersionRefusedError(NotReadyError):
     """The version is in the registry, but could not be opened."""
 
@@ -317,6 +323,7 @@ ERRORS: tuple[type[ClientError], ...] = (
     MediaTypeError,
     QueueFullError,
     ModelBusyError,
+    RateLimitedError,
     OverrideError,
     ServerError,
     ModelFailedError,

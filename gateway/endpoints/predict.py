@@ -6,18 +6,16 @@ A starlette route would cost as much as the whole HTTP server.
 import asyncio
 import logging
 import math
-import os
 import re
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from itertools import count
 from typing import Any, Protocol
 
 from starlette.types import Receive, Scope, Send
 
-from gateway.access import Access
-from gateway.endpoints.route import error_body, error_headers
+from gateway.access import ANYBODY, Access
+from gateway.endpoints.route import CALLER, error_body, error_headers
 from gateway.errors import (
     BadRequestError,
     ClientGoneError,
@@ -93,15 +91,12 @@ class Predict:
         self._json_bytes_max = plane.config.limits.json_bytes_max
         self._v2 = V2(self._json_bytes_max)
         self._messagepack = MessagePack(self._json_bytes_max)
-        # Unique over workers and restarts without asking the system for each request.
-        self._id_start = os.urandom(6).hex().encode()
-        self._ids = count(1)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer one request of the Open Inference Protocol."""
         return self.answer(scope, receive, send, self._plan)
 
-    async def answer(  # noqa: C901  one request from start to end, on one screen
+    async def answer(  # noqa: C901, PLR0912  one request from start to end, on one screen
         self,
         scope: Scope,
         receive: Receive,
@@ -114,7 +109,7 @@ class Predict:
         headers = {name: value for name, value in scope["headers"] if name in _READ}
         request_id = headers.get(b"x-request-id")
         if request_id is None or not REQUEST_ID.fullmatch(request_id):
-            request_id = b"%s-%x" % (self._id_start, next(self._ids))
+            request_id = self._plane.ids.make()
         direct: Direct | None = scope.get("extensions", _NOTHING).get(DIRECT)
         status, head = 200, None
         try:
@@ -131,6 +126,8 @@ class Predict:
             timeout_s = read_timeout_s(headers)
             head = Head(model, version, timeout_s, partial(_gone, receive), request_id)
             head.headers, head.wanted = scope["headers"], headers.get(b"x-driftgate-version")
+            if CALLER in scope:
+                head.caller = scope[CALLER].name
             answer = await infer(self._plane, codec, head, body, start)
             content, extra = answer.body, answer.headers
             if len(content) > compression.BYTES_MIN and b"accept-encoding" in headers:
@@ -157,7 +154,9 @@ class Predict:
     def _plan(
         self, scope: Scope, headers: dict[bytes, bytes]
     ) -> tuple[str | None, str | None, Codec]:
-        self._access.guard("predict", "POST", headers)
+        caller = self._access.guard("predict", "POST", headers)
+        if caller is not ANYBODY:
+            scope[CALLER] = caller
         path: str = scope["path"]
         model, _, version = path[len(_PREFIX) : -len(_SUFFIX)].partition("/versions/")
         codec: Codec = self._v2

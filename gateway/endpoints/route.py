@@ -36,7 +36,8 @@ class Raw:
     app: ASGIApp
 
 
-_CALLER = "driftgate.caller"
+CALLER = "driftgate.caller"
+"""Where in the scope of a request it is said who asks; predictions: not there for `ANYBODY`."""
 _BODY_BYTES_MAX = 64 * 1024
 _QUERY_MAX = 1024
 
@@ -89,7 +90,7 @@ def routes(endpoints: list[Endpoint], access: Access) -> list[Route]:
 
 def caller_of(request: Request) -> Caller:
     """Who asks, as the guard of the route found."""
-    caller: Caller = request.scope[_CALLER]
+    caller: Caller = request.scope[CALLER]
     return caller
 
 
@@ -100,7 +101,7 @@ def _route(path: str, verbs: Mapping[str, Endpoint], access: Access) -> Route:
             return error_answer(MethodError(request.method, sorted(verbs)))
         try:
             headers = dict(request.scope["headers"])
-            request.scope[_CALLER] = access.guard(endpoint.scope, request.method, headers)
+            request.scope[CALLER] = access.guard(endpoint.scope, request.method, headers)
             return await endpoint.handler(request)
         except GatewayError as error:
             return error_answer(error)
@@ -131,7 +132,8 @@ class _Either:
         endpoint = _endpoint(self._verbs, scope["method"])
         if endpoint is not None and isinstance(endpoint.handler, Raw):
             try:
-                self._access.guard(endpoint.scope, scope["method"], dict(scope["headers"]))
+                headers = dict(scope["headers"])
+                scope[CALLER] = self._access.guard(endpoint.scope, scope["method"], headers)
             except GatewayError as error:
                 response = error_answer(error)
             else:

@@ -67,6 +67,7 @@ class _Asked:
     request_id: bytes
     headers: Headers
     wanted: bytes | None
+    caller: str
 
 
 class Stream:
@@ -103,7 +104,7 @@ class Stream:
         """Whom a stream is for; one that nobody could answer is refused before it begins."""
         if scope["method"] != "POST":
             raise MethodError(scope["method"], ["POST"])
-        self._access.guard("predict", "POST", headers)
+        caller = self._access.guard("predict", "POST", headers)
         kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip()
         if kind.lower() not in _TYPES:
             raise MediaTypeError(
@@ -121,7 +122,8 @@ class Stream:
         self._plane.table.model(model).pick(version)
         wanted = headers.get(b"x-driftgate-version")
         timeout_s = read_timeout_s(headers)
-        return _Asked(model, version, timeout_s, request_id, scope["headers"], wanted)
+        headers_ = scope["headers"]
+        return _Asked(model, version, timeout_s, request_id, headers_, wanted, caller.name)
 
 
 class _Exchange:
@@ -262,6 +264,7 @@ class _Exchange:
         asked = self._asked
         name = b"%s.%d" % (asked.request_id, number)
         head = Head(asked.model, asked.version, asked.timeout_s, self._until_gone, name)
+        head.caller = asked.caller
         head.headers, head.wanted = asked.headers, asked.wanted
         try:
             answer = await infer(self._plane, self._codec, head, document, time.perf_counter())

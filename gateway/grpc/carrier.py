@@ -13,13 +13,13 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from gateway.access import SCOPES, Access, Scope
+from gateway.access import SCOPES, Access, Caller, Scope
 from gateway.config import ServerConfig
 from gateway.errors import GatewayError, StartError
 from gateway.grpc import health, reflection, service
 from gateway.grpc.health import Health
 from gateway.grpc.reflection import Reflection
-from gateway.grpc.service import Service
+from gateway.grpc.service import Asked, Service
 from gateway.prediction import DataPlane, Head
 from gateway.router import Headers, wanted_of
 from gateway.telemetry import event
@@ -134,50 +134,56 @@ class Carrier:
             head.request_id = (await _echo_id(context)).encode()
             head.headers = _headers(metadata)
             head.wanted = wanted_of(head.headers)
+        made: tuple[tuple[str, str], ...] = ()
+        if not head.request_id:
+            head.request_id = self._plane.ids.make()
+            made = ((_ID, head.request_id.decode()),)
         try:
-            self._guard("predict", metadata)
+            head.caller = self._guard("predict", metadata).name
             answer = await self._service.infer(message, head)
         except GatewayError as error:
-            await _refuse(context, error, head.decision)
+            await _refuse(context, error, head.decision, made)
         except Exception:  # noqa: BLE001  no trace may reach a client
             await _fail(context, "ModelInfer")
         else:
-            context.set_trailing_metadata(((_DECISION, head.decision.decode()),))
+            context.set_trailing_metadata(((_DECISION, head.decision.decode()), *made))
             return answer
         return b""
 
     async def _stream_infer(self, messages: AsyncIterator[bytes], context: Any) -> None:
-        await _echo_id(context)
-        if await self._is_refused("predict", context):
+        request_id = (await _echo_id(context)).encode()
+        if not request_id:
+            request_id = self._plane.ids.make()
+            await context.send_initial_metadata(((_ID, request_id.decode()),))
+        if (caller := await self._caller("predict", context)) is None:
             return
-        headers = _headers(context.invocation_metadata())
-        answers = self._service.stream(messages, context.time_remaining, headers)
+        asked = Asked(_headers(context.invocation_metadata()), caller.name, request_id)
+        answers = self._service.stream(messages, context.time_remaining, asked)
         await _send(answers, context, "ModelStreamInfer")
 
     async def _watch(self, message: bytes, context: Any) -> None:
         await _send(self._health.watch(message), context, "Watch")
 
     async def _reflect(self, messages: AsyncIterator[bytes], context: Any) -> None:
-        if await self._is_refused("predict", context):
+        if await self._caller("predict", context) is None:
             return
         await _send(self._reflection.stream(messages), context, "ServerReflectionInfo")
 
-    def _guard(self, scope: Scope, metadata: Any) -> None:
-        """Let a call through, or raise what `Access.authorise` raises."""
+    def _guard(self, scope: Scope, metadata: Any) -> Caller:
+        """Who calls, or raise what `Access.authorise` raises."""
         shown = [value for name, value in metadata if name == "authorization"]
         credentials = shown[-1] if shown else None
-        self._access.authorise(
+        return self._access.authorise(
             scope, credentials.encode() if isinstance(credentials, str) else credentials
         )
 
-    async def _is_refused(self, scope: Scope, context: Any) -> bool:
-        """Whether the caller of a stream may not have it; then it has been told."""
+    async def _caller(self, scope: Scope, context: Any) -> Caller | None:
+        """Who calls a stream; None when they may not have it, and have been told."""
         try:
-            self._guard(scope, context.invocation_metadata())
+            return self._guard(scope, context.invocation_metadata())
         except GatewayError as error:
             await _refuse(context, error)
-            return True
-        return False
+            return None
 
     def _unary(
         self, name: str, scope: Scope, answer: Callable[[bytes], Awaitable[bytes]]
@@ -256,8 +262,13 @@ async def _send(answers: AsyncGenerator[bytes, None], context: Any, name: str) -
             await _fail(context, name)
 
 
-async def _refuse(context: Any, error: GatewayError, decision: bytes = b"") -> None:
-    trailing = [("x-driftgate-code", error.code)]
+async def _refuse(
+    context: Any,
+    error: GatewayError,
+    decision: bytes = b"",
+    made: tuple[tuple[str, str], ...] = (),
+) -> None:
+    trailing = [("x-driftgate-code", error.code), *made]
     if decision:
         trailing.append((_DECISION, decision.decode()))
     if error.retry_after_s is not None:

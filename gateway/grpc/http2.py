@@ -14,14 +14,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from gateway.acceptor import Acceptor, Guests, Turn
-from gateway.access import SCOPES, Access, Scope
+from gateway.access import SCOPES, Access, Caller, Scope
 from gateway.config import ServerConfig
 from gateway.errors import GatewayError, StartError
 from gateway.grpc import health, reflection, service, wire
 from gateway.grpc.exchange import Call, GoneError, Route
 from gateway.grpc.health import Health
 from gateway.grpc.reflection import Reflection
-from gateway.grpc.service import Service
+from gateway.grpc.service import Asked, Service
 from gateway.prediction import DataPlane, Head
 from gateway.router import Headers, wanted_of
 from gateway.telemetry import event
@@ -232,19 +232,26 @@ class HTTP2Carrier:
                 head.headers = wire.metadata(call.headers)
                 head.wanted = wanted_of(head.headers)
                 break
+        made: Headers = ()
+        if not head.request_id:
+            head.request_id = self._plane.ids.make()
+            made = ((_ID, head.request_id),)
         try:
-            self._guard("predict", call.headers)
+            head.caller = self._guard("predict", call.headers).name
             answer = await self._service.infer(await call.message(), head)
         except GatewayError as error:
-            _refuse(call, error, head.decision)
+            _refuse(call, error, head.decision, made)
             return
-        await call.give(answer, [(_DECISION, head.decision)])
+        await call.give(answer, [(_DECISION, head.decision), *made])
 
     async def _stream_infer(self, call: Call) -> None:
-        _echo_id(call)
-        self._guard("predict", call.headers)
-        headers = wire.metadata(call.headers)
-        answers = self._service.stream(call.read(), lambda: _left_s(call), headers)
+        request_id = _echo_id(call)
+        if not request_id:
+            request_id = self._plane.ids.make()
+            call.initial.append((_ID, request_id))
+        caller = self._guard("predict", call.headers)
+        asked = Asked(wire.metadata(call.headers), caller.name, request_id)
+        answers = self._service.stream(call.read(), lambda: _left_s(call), asked)
         await _send(answers, call)
 
     async def _watch(self, call: Call) -> None:
@@ -254,13 +261,13 @@ class HTTP2Carrier:
         self._guard("predict", call.headers)
         await _send(self._reflection.stream(call.read()), call)
 
-    def _guard(self, scope: Scope, headers: Headers) -> None:
-        """Let a call through, or raise what `Access.authorise` raises."""
+    def _guard(self, scope: Scope, headers: Headers) -> Caller:
+        """Who calls, or raise what `Access.authorise` raises."""
         credentials = None
         for name, value in headers:
             if name == b"authorization":
                 credentials = value
-        self._access.authorise(scope, credentials)
+        return self._access.authorise(scope, credentials)
 
 
 def _tls(config: ServerConfig) -> ssl.SSLContext | None:
@@ -306,8 +313,8 @@ async def _send(answers: AsyncGenerator[bytes, None], call: Call) -> None:
     call.finish("OK", "", [])
 
 
-def _refuse(call: Call, error: GatewayError, decision: bytes = b"") -> None:
-    trailers = [(b"x-driftgate-code", error.code.encode())]
+def _refuse(call: Call, error: GatewayError, decision: bytes = b"", made: Headers = ()) -> None:
+    trailers = [(b"x-driftgate-code", error.code.encode()), *made]
     if decision:
         trailers.append((_DECISION, decision))
     if error.retry_after_s is not None:

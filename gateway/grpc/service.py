@@ -35,6 +35,18 @@ class Call:
     answer: Callable[[bytes], Awaitable[bytes]]
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What all messages of one stream have in common."""
+
+    headers: Headers
+    """For their routes."""
+    caller: str
+    """Whose rates they count for."""
+    request_id: bytes
+    """Message n is called `id.n`."""
+
+
 class Service:
     """All calls but the two that predict, by name; those two as methods."""
 
@@ -66,14 +78,14 @@ class Service:
         self,
         messages: AsyncIterator[bytes],
         timeout_s: Callable[[], float | None],
-        headers: Headers = (),
+        asked: Asked,
     ) -> AsyncGenerator[bytes, None]:
         """ModelStreamInfer: an answer for each message, in order, errors among them.
 
         Parameters
         ----------
         timeout_s : time left of the whole stream
-        headers : what came with it, for the routes of all its messages
+        asked : what all its messages have in common
 
         Raises
         ------
@@ -84,8 +96,12 @@ class Service:
         news = asyncio.Event()
 
         async def read() -> None:
+            number = 0
             async for message in messages:
-                answers.append(asyncio.ensure_future(self._one(message, timeout_s(), headers)))
+                name = b"%s.%d" % (asked.request_id, number)
+                one = self._one(message, timeout_s(), asked, name)
+                answers.append(asyncio.ensure_future(one))
+                number += 1
                 news.set()
                 await room.acquire()
 
@@ -120,11 +136,14 @@ class Service:
         for reader in list(self._readers):
             reader.cancel()
 
-    async def _one(self, message: bytes, timeout_s: float | None, headers: Headers) -> bytes:
+    async def _one(
+        self, message: bytes, timeout_s: float | None, asked: Asked, name: bytes
+    ) -> bytes:
         start = time.perf_counter()
         codec = StreamProtobuf(self._json_bytes_max)
         try:
-            head = Head(None, None, timeout_s, None, headers=headers, wanted=wanted_of(headers))
+            head = Head(None, None, timeout_s, None, name, asked.headers, asked.caller)
+            head.wanted = wanted_of(asked.headers)
             return (await infer(self._plane, codec, head, message, start)).body
         except GatewayError as error:
             return codec.encode_error(error)

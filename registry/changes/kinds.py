@@ -204,10 +204,6 @@ class PutRoute:
 
     def __call__(self, models: Models, known: Known) -> Models:
         """The models after it."""
-        if problems := routes.unserved(self.route):
-            raise ChangeError(
-                *(f"{self.model}.{name}: {why}; take it out of the route" for name, why in problems)
-            )
         state = managed(models, self.model, known)
         return _put(models, self.model, routed(state, self.route), follow=False)
 

@@ -205,6 +205,24 @@ def test_the_request_id_comes_back(channel: grpc.Channel) -> None:
     assert ("x-request-id", "abc-1") in [tuple(one) for one in error.initial_metadata()]
 
 
+def test_a_prediction_without_an_id_is_told_the_one_that_was_made(channel: grpc.Channel) -> None:
+    """As over HTTP: each another one, with answers and with errors, and once for a stream."""
+    method = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+    message = wide([1]).SerializeToString()
+    made = []
+    for metadata in (None, (("x-user-id", "u"),)):
+        _, done = method.with_call(message, metadata=metadata, timeout=20)
+        made.append(dict(done.trailing_metadata())["x-request-id"])
+        assert "x-request-id" not in dict(done.initial_metadata())
+    made.append(dict(refused(channel, "ModelInfer", b"").trailing_metadata())["x-request-id"])
+    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(iter([message]), timeout=20)
+    assert len(list(stream)) == 1
+    made.append(dict(stream.initial_metadata())["x-request-id"])
+
+    assert len(set(made)) == 4
+    assert all(0 < len(one) <= 128 for one in made)
+
+
 def test_predictions_of_both_carriers_are_counted_alike(
     server: Server, channel: grpc.Channel
 ) -> None:

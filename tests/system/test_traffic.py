@@ -274,9 +274,9 @@ def test_a_route_batches_and_queues_over_the_settings_and_nothing_is_opened_agai
         (about,) = http.get("/admin/models/m").json()["versions"]
         assert about["batched"] == "up to 64 rows"
 
-        refused = http.put("/admin/routes/m", json={"limits": {"rate_per_s_max": 1}})
+        refused = http.put("/admin/routes/m", json={"fallback": {"on": ["breaker"], "to": [1]}})
         assert (refused.status_code, refused.json()["code"]) == (400, "change_refused")
-        assert refused.json()["error"].startswith("m.limits.rate_per_s_max: ")
+        assert refused.json()["error"].startswith("m.fallback.on: breaker: there is none")
     assert len(server.events("version_opened")) == 1
 
 

@@ -1,0 +1,98 @@
+"""Limits of a model and its callers, over real servers."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+
+from gateway import access
+from gateway.protocol.stubs import inference_pb2 as pb
+from tests import models
+from tests.serving import request, serve, tensor
+
+ONE = request(tensor("x", "FP32", [1], [0]))
+
+
+def changed(answer: httpx.Response) -> None:
+    """A change that was made."""
+    assert answer.status_code == 200, answer.text
+
+
+def sentence(text: str) -> str:
+    """All of it but how long the wait is, which is another one each time."""
+    return text.rpartition("; the next one")[0]
+
+
+def test_a_key_gets_its_rate_and_no_more_over_http_and_grpc(tmp_path: Path) -> None:
+    """Two workers share the rate; who waits as it was told is let in; others are not touched."""
+    models.put(tmp_path / "models", "m", 1, models.constant(1))
+    file = tmp_path / "keys.json"
+    admin = access.add(file, ["admin", "monitor"])[1]
+    fast, slow = (access.add(file, ["predict"])[1] for _ in range(2))
+    limits = {"rate_per_s_max": 8, "burst_max": 2}
+
+    def bearer(key: str) -> dict[str, str]:
+        return {"authorization": f"Bearer {key}"}
+
+    flags = ("--port", "0", "--workers", "2")
+    with (
+        serve(tmp_path / "models", {"sync.poll_s": 0.1, "keys": file}, flags=flags) as server,
+        server.client(headers=bearer(admin)) as http,
+    ):
+        path = "/admin/routes/m?wait=applied&timeout=10"
+        changed(http.put(path, json={"limits": limits}))
+
+        def ask(client: httpx.Client, key: str) -> httpx.Response:
+            return client.post("/v2/models/m/infer", json=ONE, headers=bearer(key))
+
+        # One connection is one worker's: one at once, of two, and four a second, of eight.
+        with server.client() as one:
+            refused = next(a for _ in range(5) if (a := ask(one, fast)).status_code != 200)
+            assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+            assert refused.headers["retry-after"] == "1"
+            key_id = fast.split("_")[1]
+            said = (
+                f"model 'm': key {key_id} may make 8 requests a second, of which this worker"
+                " serves 4 (limits.rate_per_s_max)"
+            )
+            assert sentence(refused.json()["error"]) == said
+            assert ask(one, slow).status_code == 200
+            time.sleep(1.0)  # As it was told to: this is what is tested.
+            assert ask(one, fast).status_code == 200
+
+        # New connections all the time, for a second and more: both workers, and the whole rate.
+        start, n_ok, n_refused = time.monotonic(), 0, 0
+        with server.client(limits=httpx.Limits(max_keepalive_connections=0)) as fresh:
+            while time.monotonic() - start < 1.2:
+                ok = ask(fresh, slow).status_code == 200
+                n_ok, n_refused = n_ok + ok, n_refused + (not ok)
+        took_s = time.monotonic() - start
+        assert 4 * took_s * 0.8 <= n_ok <= 2 + 8 * took_s + 1, (n_ok, n_refused)
+        assert n_refused > 0
+
+        message = pb.ModelInferRequest(model_name="m")
+        given = message.inputs.add(name="x", datatype="FP32", shape=[1])
+        given.contents.fp32_contents.append(0)
+        with grpc.insecure_channel(server.wait_for("ready")["grpc_url"]) as channel:
+            infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            metadata = tuple(bearer(fast).items())
+
+            def call() -> None:
+                for _ in range(8):
+                    infer(message.SerializeToString(), metadata=metadata, timeout=20)
+
+            with pytest.raises(grpc.RpcError) as error:
+                call()
+        found: Any = error.value
+        assert found.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert sentence(found.details()) == said
+        trailing = dict(found.trailing_metadata())
+        assert (trailing["x-driftgate-code"], trailing["retry-after"]) == ("rate_limited", "1")
+
+        text = http.get("/metrics").text
+    shed = 'driftgate_shed_total{model="m",reason="rate_limited",version=""}'
+    (counted,) = [line.rpartition(" ")[2] for line in text.splitlines() if line.startswith(shed)]
+    assert float(counted) == n_refused + 2
