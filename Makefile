@@ -27,7 +27,12 @@ demo: $(INSTALLED)  ## replay a year of real flights and watch the drift (ARGS=-
 	$(BIN)/driftgate demo $(ARGS)
 
 test: $(INSTALLED)  ## all tests that need pip only (ARGS=tests/monitors for a part)
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not alone"; others=$$?; \
+	  $(BIN)/python -m pytest -m alone && exit $$others
+endif
 
 test-clients: $(INSTALLED) $(CLIENTS_INSTALLED) perf-analyzer  ## real clients of other servers (ARGS=kserve for one)
 	$(BIN)/python -m tests.clients $(ARGS)

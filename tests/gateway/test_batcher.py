@@ -343,6 +343,7 @@ def test_rows_of_different_shape_do_not_share_a_batch() -> None:
     assert asyncio.run(scenario()) == [2, 1, 1]
 
 
+@pytest.mark.alone
 def test_waiting_for_company_is_bounded_and_optional() -> None:
     """With wait_s_max a first row waits for others, but no longer; a full batch leaves at once."""
 

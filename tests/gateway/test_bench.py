@@ -18,6 +18,8 @@ import pytest
 from bench import __main__ as front
 from bench import load, overhead, processes
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\n{}"
 BAD = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 4\r\n\r\nbusy"

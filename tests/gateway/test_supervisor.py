@@ -21,6 +21,8 @@ from gateway.place import Board, Line
 from gateway.telemetry import DEGRADED, QUEUED_ROWS, READY, REQUESTS, SUPERVISOR, WORKERS, Telemetry
 from tests.serving import environment, wait_until
 
+pytestmark = pytest.mark.alone
+
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path

@@ -23,6 +23,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests import models
 from tests.serving import Server, request, serve, tensor, wait_until
 
+pytestmark = pytest.mark.alone
+
 N_CLIENTS = 64
 QUEUE_ROWS_MAX = 8
 LATE_S_MAX = 0.2

@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests import models
 from tests.serving import Server, request, serve, tensor, wait_until
+
+pytestmark = pytest.mark.alone
 
 ONE = request(tensor("x", "FP32", [1], [0]))
 LONG = {"x-request-timeout": "0.5"}
