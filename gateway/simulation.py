@@ -22,7 +22,7 @@ from registry.revisions import ModelState
 from registry.routes import Route
 from registry.signature import Signature
 
-_REST_RECORDS = 16
+_REST_RECORDS = 4
 """After so many records others get their turn."""
 
 

@@ -44,6 +44,20 @@ class Reading:
         """Files that could not be read, each with the reason."""
         self._since = since
 
+    def newest(self, bytes_max: int) -> "Reading":
+        """The newest of these files that hold so many bytes together; one at least."""
+        kept: list[Path] = []
+        n_bytes = 0
+        for file in reversed(self.files):
+            n_bytes += _size(file)
+            if kept and n_bytes > bytes_max:
+                break
+            kept.insert(0, file)
+        made = Reading(kept, since=self._since)
+        if left_out := len(self.files) - len(kept):
+            made.problems.append(f"{left_out} older files left out")
+        return made
+
     def __iter__(self) -> Iterator[Record]:
         """Every record that is whole.
 

@@ -39,7 +39,12 @@ def listed(
     found: list[dict[str, Any]] = []
     for name in sorted({path.parent.name for path in shelf.files(directory, model)}):
         records = reading.find("all", directory, name)
-        times = [record.time for record in records]
+        times = []
+        with output.progress(f"reading {name}") as bar:
+            task = bar.add_task("", total=max(records.n_bytes, 1))
+            for record in records:
+                times.append(record.time)
+                bar.update(task, completed=records.done_bytes)
         found.append({
             "model": name,
             "files": len(records.files),

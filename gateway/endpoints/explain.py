@@ -5,6 +5,7 @@ Nothing is executed.
 
 import asyncio
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from registry.revisions import ModelState
 
 _REST_S = 0.0005
 """Pauses between records: predictions share the interpreter with this."""
+
+_BYTES_MAX = 64 * 1024 * 1024
+"""Of captures that are read for one answer, the newest: more takes a command, and its own time."""
 
 
 def endpoints(plane: DataPlane, door: Door, captures: Path) -> list[Endpoint]:
@@ -72,14 +76,8 @@ def endpoints(plane: DataPlane, door: Door, captures: Path) -> list[Endpoint]:
             actor="", via="http", dry_run=True, force=True, take_over=True,
         )  # fmt: skip
         head = await door.read(lambda revisions: revisions.head())
-        return JSONAnswer(
-            await asyncio.to_thread(
-                _simulated,
-                reading.find(what, captures, model),
-                Way(model, head.models.get(model, ModelState())),
-                Way(model, would.revision.models.get(model, ModelState())),
-            )
-        )
+        states = [revision.models.get(model, ModelState()) for revision in (head, would.revision)]
+        return JSONAnswer(await asyncio.to_thread(_simulated, captures, what, model, states))
 
     return [
         Endpoint("POST", "/admin/routes/{model}/explain", "admin", explain,
@@ -91,7 +89,11 @@ def endpoints(plane: DataPlane, door: Door, captures: Path) -> list[Endpoint]:
     ]  # fmt: skip
 
 
-def _simulated(found: reading.Reading, before: Way, after: Way) -> dict[str, object]:
+def _simulated(
+    captures: Path, what: str, model: str, states: Sequence[ModelState]
+) -> dict[str, object]:
+    found = reading.find(what, captures, model).newest(_BYTES_MAX)
+    before, after = (Way(model, state) for state in states)
     made = simulate(found, before, after, rest=lambda: time.sleep(_REST_S))
     return {**made.document(), "passed_over": found.said()}
 

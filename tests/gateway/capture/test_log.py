@@ -1,15 +1,18 @@
 """Between answers and files: nothing waits, and nothing is lost uncounted."""
 
 import contextlib
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gateway.capture.log import CaptureLog, CaptureMeters
-from gateway.capture.reading import find
+from gateway.capture.reading import Reading, find
 from gateway.capture.record import Record
-from gateway.capture.shelf import Shelf
+from gateway.capture.shelf import Shelf, files
 from gateway.counters import Region
 from tests.gateway.capture.records import record, shelf
 from tests.serving import wait_until
@@ -91,6 +94,36 @@ def test_a_disk_that_cannot_be_written_costs_what_came_then(tmp_path: Path) -> N
         wait_until(lambda: meters.written.value == 1, "it goes on")
         assert log.problem is None
     assert [each.id for each in find("all", directory, "m")] == ["r-3"]
+
+
+def test_a_disk_that_is_full_heals_by_itself(tmp_path: Path) -> None:
+    """On a file system of half a MiB that somebody else has filled: whole records all the time."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(tmp_path)]
+    try:
+        done = subprocess.run(mount, check=False, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("no mount on this machine")
+    if done.returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        other = tmp_path / "other"
+        other.write_bytes(bytes(400_000))
+        hand = shelf(tmp_path / "captures", bytes_max=1 << 20)
+        with log_of(hand, queue_bytes_max=1 << 20) as (log, meters):
+            for k in range(30):
+                log.offer(Request(k, 10_000))
+            wait_until(lambda: meters.unwritten.value, "the disk is full")
+            assert log.problem == "No space left on device"
+            n_kept = len(list(Reading(files(tmp_path / "captures"))))
+            assert n_kept == meters.written.value
+            other.unlink()
+            log.offer(Request(99, 10_000))
+            wait_until(lambda: log.problem is None, "it goes on")
+        reading = find("all", tmp_path / "captures", "m")
+        assert [each.id for each in reading][-1] == "r-99"
+        assert reading.said() == ""
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_requests_that_do_not_fit_are_counted_and_hurt_no_other(tmp_path: Path) -> None:

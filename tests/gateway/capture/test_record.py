@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gateway.capture.reading import CaptureError, Reading
-from gateway.capture.record import HEAD_LINE, array_of, framed, kept, pack, unpack
+from gateway.capture.record import HEAD_LINE, MARK, array_of, framed, kept, pack, unpack
 from gateway.errors import TensorError
 from gateway.tensors import BFLOAT16, DTYPES
 from registry.signature import TensorSpec
@@ -165,6 +165,31 @@ def test_content_that_is_no_record_is_skipped(tmp_path: Path, content: bytes) ->
 
     assert [each.id for each in reading] == ["r-9"]
     assert reading.skipped == 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    pieces=st.lists(
+        st.binary(max_size=40)
+        | st.sampled_from([MARK, frames(record(1)), frames(record(2))[:-3], HEAD_LINE]),
+        max_size=8,
+    )
+)
+def test_no_bytes_make_a_reader_fail(
+    pieces: list[bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Anything between and around frames: whole ones are found again, nothing else is raised."""
+    file = tmp_path_factory.getbasetemp() / "any.capture"
+    file.write_bytes(HEAD_LINE + b"".join(pieces))
+
+    reading = Reading([file])
+    found = list(reading)
+
+    assert len(found) <= sum(piece == frames(record(1)) for piece in pieces)
+    assert all(each == record(1) for each in found)
+    assert reading.done_bytes <= reading.n_bytes
+    if any(pieces) and not found:
+        assert reading.said()
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,22 @@ def test_a_writer_may_be_killed_at_any_moment(tmp_path: Path) -> None:
     assert [each.id for each in find("all", tmp_path, "m")][-1] == "r-9999"
 
 
+def test_the_newest_files_are_taken_where_there_is_a_bound(tmp_path: Path) -> None:
+    """Whole files, at least one, and what is left out is said."""
+    clock = [1000.0]
+    hand = shelf(tmp_path, now=lambda: clock[0])
+    for k in range(6):
+        clock[0] += 1
+        hand.write("m", frames(record(k, n_bytes=40_000)))
+    reading = find("all", tmp_path, "m")
+    assert len(reading.files) == 6
+    for bytes_max, ids in ((1, ["r-5"]), (100_000, ["r-4", "r-5"])):
+        newest = reading.newest(bytes_max)
+        assert [each.id for each in newest] == ids
+        assert newest.said() == f"{6 - len(ids)} older files left out"
+    assert reading.newest(1 << 30).said() == ""
+
+
 def test_a_capture_is_found_by_time_name_or_whole(tmp_path: Path) -> None:
     """`last-90s` counts back from now, by file and by record; other words are said to be none."""
     clock = [1000.0]
