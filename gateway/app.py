@@ -173,7 +173,7 @@ class App:
             *admin.endpoints(self.plane, self.observer),
             *revisions.endpoints(self.plane, door),
             *explain.endpoints(self.plane, door, self.captures.directory),
-            *rollouts.endpoints(self.plane, door),
+            *rollouts.endpoints(self.plane, door, drifts_of(self.alarms)),
             *shadows.endpoints(self.plane, door, self.predictions),
             *contracts.endpoints(self.plane, self._predict),
             *openapi.endpoints(self.plane, self.declared),

@@ -481,6 +481,14 @@ def drifts_of(log: AlarmLog) -> Drifts:
     return open_of
 
 
+def notes_of(drifts: Drifts, model: str, versions: Sequence[int]) -> list[str]:
+    """What whoever starts a rollout should know: what will hold it before its first weight."""
+    return [
+        f"drift alarm {alarm} is open: the rollout holds before its first weight until none is"
+        for alarm in drifts(model, versions)
+    ]
+
+
 def deaths_of(run_dir: Path | None) -> Deaths:
     """Signals as the supervisor has noted them; without one every death is like any other."""
 

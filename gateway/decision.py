@@ -104,7 +104,7 @@ def judge(
         labelled=labelled,
     )
     if said.kind == "ok" and rollout.at == "shadowing" and (why := _biased(evidence)):
-        return Verdict("inconclusive", why, said.findings)
+        return Verdict("inconclusive", why, said.findings, needs=(why,))
     return said
 
 

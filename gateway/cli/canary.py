@@ -3,7 +3,7 @@
 import math
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -12,6 +12,9 @@ from gateway.cli import output
 from gateway.cli.door import How, Where, change, takes
 from gateway.errors import BadRequestError, ConfigError, NotFoundError
 
+if TYPE_CHECKING:
+    from registry.revisions import Revision
+
 app = typer.Typer(
     no_args_is_help=True,
     help="Roll a version out step by step, judged by evidence.",
@@ -19,6 +22,7 @@ app = typer.Typer(
 )
 BREACH = 5
 """Exit code: a guard has found what must not be."""
+_STILL = ("done", "aborted", "failed")
 _RATES = (0.05, 0.01, 0.001)
 
 Model = Annotated[str, typer.Argument(help="Its name, or a rollout's id.")]
@@ -98,31 +102,42 @@ def start(
     read = plan_of(plan_file)
     move = rollouts.starting(version, read, now=time.time())
     body = {"model": model, "version": version, "plan": msgspec.to_builtins(read)}
-    change(where, how, lambda _: Roll(model, None, move=move), ("POST", "/admin/rollouts", body))
+    change(
+        where,
+        how,
+        lambda _: Roll(model, None, move=move),
+        ("POST", "/admin/rollouts", body),
+        notes=lambda made: _notes(where, model, version, made),
+    )
 
 
 @app.command("status")
 @takes(Where)
 def status(
     model: Model,
-    watch: Annotated[bool, typer.Option("--watch", help="Until it ends or holds.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Until it ends, or waits for somebody.")
+    ] = False,
     *,
     where: Where,
 ) -> None:
     """Print where a rollout is, and the evidence of each guard; exit 5 after a breach."""
+    from gateway.cli import picture
+    from gateway.decision import FOR_PEOPLE
+
     found = _status(where, model)
     if watch and not where.as_json:
         from rich.live import Live
 
-        with Live(_table(found), console=output.console, refresh_per_second=4) as live:
-            while found["phase"] not in ("done", "aborted", "failed"):
+        with Live(picture.of_rollout(found), console=output.console, refresh_per_second=4) as live:
+            while found["phase"] not in _STILL and found.get("cause") not in FOR_PEOPLE:
                 time.sleep(1.0)
                 found = _status(where, model)
-                live.update(_table(found))
+                live.update(picture.of_rollout(found))
     if where.as_json:
-        output.print_json(found)
+        output.print_json({**found, "next": picture.following(found)})
     elif not watch:
-        output.console.print(_table(found))
+        output.console.print(picture.of_rollout(found))
     if is_breach(found):
         raise typer.Exit(BREACH)
 
@@ -187,6 +202,15 @@ def _act(action: str, model: str, where: Where, how: How) -> None:
     change(where, how, make, ("POST", path, body))
 
 
+def _notes(where: Where, model: str, version: int, made: "Revision") -> list[str]:
+    from gateway.alarms import AlarmLog
+    from gateway.controller import drifts_of, notes_of
+
+    champion = made.models[model].aliases.get("champion", 0)
+    drifts = drifts_of(AlarmLog(where.state_path / "alarms.jsonl", hold_off_s=0.0))
+    return notes_of(drifts, model, (version, champion))
+
+
 def _status(where: Where, model: str) -> dict[str, Any]:
     if where.server:
         answer: dict[str, Any] = where.call("GET", f"/admin/rollouts/{quote(model, safe='')}")
@@ -207,32 +231,6 @@ def _status(where: Where, model: str) -> dict[str, Any]:
         **tree,
         **report(where.state_path, rollout),
     }
-
-
-def _table(found: dict[str, Any]) -> Any:
-    from rich.console import Group
-    from rich.text import Text
-
-    evidence = found.get("evidence") or {}
-    cause = f" ({found['cause']})" if found.get("cause") else ""
-    head = (
-        f"{found['model']}: {found['id']}, version {found['candidate']} against"
-        f" {found['control']}: {found['phase']}{cause}, {found['weight']:g} %"
-    )
-    lines = [Text(head), Text(str(evidence.get("reason") or found.get("reason", "")))]
-    table = output.table(
-        "guard", "evidence", "", "candidate", "control", right=("candidate", "control")
-    )
-    for guard in evidence.get("guards", ()):
-        candidate, control = guard["candidate"], guard["control"]
-        table.add_row(
-            guard["guard"],
-            output.gauge(guard["share_of_bound"], 1.0),
-            f"{guard['action']}!" if guard["breach"] else "",
-            f"{candidate['hits']} of {candidate['of']}",
-            f"{control['hits']} of {control['of']}",
-        )
-    return Group(*lines, table)
 
 
 def plan_of(file: Path | None) -> Any:

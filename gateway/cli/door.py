@@ -20,7 +20,7 @@ from gateway.errors import StartError, of_registry
 if TYPE_CHECKING:
     from gateway.outgoing import Connection
     from registry.changes import Change
-    from registry.revisions import Revisions
+    from registry.revisions import Revision, Revisions
 
 NOT_CONVERGED = 4
 """Exit code: it is written, and not every live worker has applied it in time."""
@@ -170,6 +170,7 @@ def change(
     how: How,
     make: "Callable[[Revisions], Change]",
     call: tuple[str, str, object],
+    notes: "Callable[[Revision], list[str]] | None" = None,
 ) -> None:
     """Make a change and say what came of it.
 
@@ -177,8 +178,9 @@ def change(
     ----------
     make : the change, for the directory
     call : verb, path and body of the same change, for a server
+    notes : what else to say about the revision that was made here; a server says it by itself
     """
-    answer = _remote(where, how, *call) if where.server else _local(where, how, make)
+    answer = _remote(where, how, *call) if where.server else _local(where, how, make, notes)
     if where.as_json:
         output.print_json(answer)
     else:
@@ -205,7 +207,12 @@ def _remote(where: Where, how: How, method: str, path: str, body: object) -> dic
     return answer
 
 
-def _local(where: Where, how: How, make: "Callable[[Revisions], Change]") -> dict[str, Any]:
+def _local(
+    where: Where,
+    how: How,
+    make: "Callable[[Revisions], Change]",
+    notes: "Callable[[Revision], list[str]] | None" = None,
+) -> dict[str, Any]:
     from registry import changes, workers
     from registry.errors import RegistryError
 
@@ -227,6 +234,8 @@ def _local(where: Where, how: How, make: "Callable[[Revisions], Change]") -> dic
             take_over=how.take_over,
         )
         answer = applied.document(dry_run=how.dry_run)
+        if notes is not None and (said := notes(applied.revision)):
+            answer["notes"] = said
         if how.wait and not how.dry_run:
             number = applied.revision.number
             behind = workers.wait_applied(where.state_path, number, how.timeout)
@@ -253,6 +262,8 @@ def _print(answer: dict[str, Any]) -> None:
             say(f"  {model}: another version answers {percent:g} % of its units")
     if not answer["dry_run"]:
         say(f"undo: {answer['undo']}")
+    for note in answer.get("notes", ()):
+        say(f"note: {note}")
     if answer.get("applied"):
         say("applied by all workers")
     elif "applied" in answer:

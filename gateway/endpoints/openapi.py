@@ -718,7 +718,11 @@ CONTENTS: Mapping[str, Content] = {
             "moved": {"type": "object", "additionalProperties": {"type": "number"}},
             "undo": _TEXT,
         },
-        {"applied": {"type": "boolean"}, "laggards": _list_of(_TEXT)},
+        {
+            "applied": {"type": "boolean"},
+            "laggards": _list_of(_TEXT),
+            "notes": _list_of(_TEXT),
+        },
     )),
     "AcceptRequest": Content(
         JSON,

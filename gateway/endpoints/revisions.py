@@ -263,7 +263,11 @@ class Handlers:
         return await self.changed(request, {}, lambda _: changes.PutRoute(model, route))
 
     async def changed(
-        self, request: Request, body: dict[str, Any], make: Callable[[Revisions], Change]
+        self,
+        request: Request,
+        body: dict[str, Any],
+        make: Callable[[Revisions], Change],
+        notes: Callable[[Revision], list[str]] | None = None,
     ) -> Response:
         """Make a change as query, headers and body say, and wait for it if that is asked for."""
         given = query(request, *_CHANGE_QUERY)
@@ -282,6 +286,8 @@ class Handlers:
             take_over=body.get("take_over", False) or _flag(given, "take_over"),
         )
         answer = applied.document(dry_run=dry_run)
+        if notes is not None and (said := await asyncio.to_thread(notes, applied.revision)):
+            answer["notes"] = said
         status = 200
         if "wait" in given and not dry_run:
             is_applied, behind = await self.door.laggards(applied.revision.number, timeout_s)

@@ -8,13 +8,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.controller import report
+from gateway.controller import Drifts, notes_of, report
 from gateway.endpoints.revisions import Door, Handlers, declared
 from gateway.endpoints.route import Endpoint, JSONAnswer, json_object, query
 from gateway.errors import BadRequestError, ChangeRefusedError, NotFoundError, shown
 from gateway.prediction import DataPlane
 from registry import names, rollouts
 from registry.errors import RolloutError
+from registry.revisions import Revision
 from registry.rollouts import Roll, Rollout
 
 _FIELDS = {"model": str, "version": int, "message": str, "force": bool, "take_over": bool}
@@ -22,6 +23,10 @@ _FIELDS = {"model": str, "version": int, "message": str, "force": bool, "take_ov
 
 class _Handlers(Handlers):
     """What each path does."""
+
+    def __init__(self, plane: DataPlane, door: Door, drifts: Drifts) -> None:
+        super().__init__(plane, door)
+        self._drifts = drifts
 
     async def list_all(self, request: Request) -> Response:
         """The rollout of every model that has had one."""
@@ -56,7 +61,15 @@ class _Handlers(Handlers):
         except RolloutError as error:
             raise ChangeRefusedError(str(error)) from None
         move = rollouts.starting(int(version or 0), plan, now=time.time())
-        return await self.changed(request, given, lambda _: Roll(model, None, move=move))
+
+        def notes(made: Revision) -> list[str]:
+            champion = made.models[model].aliases.get("champion", 0)
+            said = notes_of(self._drifts, model, (int(version or 0), champion))
+            if plan.guards.outcome is not None and not self._plane.config.labels.sample:
+                said.append("no predictions are kept for labels here (labels.sample is 0)")
+            return said
+
+        return await self.changed(request, given, lambda _: Roll(model, None, move=move), notes)
 
     def act(self, action: str) -> Any:
         """What somebody asks of a rollout."""
@@ -82,9 +95,9 @@ class _Handlers(Handlers):
         return found
 
 
-def endpoints(plane: DataPlane, door: Door) -> list[Endpoint]:
-    """Everything about rollouts."""
-    h = _Handlers(plane, door)
+def endpoints(plane: DataPlane, door: Door, drifts: Drifts) -> list[Endpoint]:
+    """Everything about rollouts; `drifts`: alarms that are open."""
+    h = _Handlers(plane, door, drifts)
     one = "/admin/rollouts/{rollout}"
     admin: Any = declared
     return [

@@ -7,7 +7,7 @@ inconclusive  nothing was found, and not enough has been seen. No data is neithe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -139,12 +139,15 @@ class Verdict:
     findings: tuple[Finding, ...] = ()
     action: Action | None = None
     """What to do about a breach."""
+    needs: tuple[str, ...] = ()
+    """What must still be seen before it is ok."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
         return {
             "verdict": self.kind,
             "reason": self.reason,
+            "needs": self.needs,
             "action": self.action,
             "guards": [finding.to_dict() for finding in self.findings],
         }
@@ -219,9 +222,8 @@ def judge(
         if over:
             reason = "; ".join(_why(finding) for finding in over)
             return Verdict(kind, reason, found, over[0].action)  # type: ignore[arg-type]  # literals
-    missing = _missing(evidence, guards, exposure, found)
-    if missing:
-        return Verdict("inconclusive", missing, found)
+    if needs := tuple(_needs(evidence, guards, exposure, found)):
+        return Verdict("inconclusive", "; ".join(needs), found, needs=needs)
     return Verdict("ok", f"{exposure.units} units and nothing found", found)
 
 
@@ -319,13 +321,13 @@ def _compared(side: Side, labelled: Labelled, log_shown: float) -> Compared:
     return Compared(side, (means[CANDIDATE], means[CONTROL]), labelled.interval(), log_shown)
 
 
-def _missing(
+def _needs(
     evidence: Evidence, guards: Sequence[Guard], exposure: Exposure, found: Sequence[Finding]
-) -> str:
+) -> Iterator[str]:
     if exposure.units < exposure.units_min:
-        return f"the candidate has met {exposure.units} of {exposure.units_min} units"
+        yield f"the candidate has met {exposure.units} of {exposure.units_min} units"
     if not exposure.is_long_enough:
-        return "the step has not lasted long enough"
+        yield "the step has not lasted long enough"
     for guard in guards:
         if exposure.no_worse_than is None or guard.kind != "harm" or not guard.must_show:
             continue
@@ -340,19 +342,18 @@ def _missing(
                 if bad.any()
                 else "no bad event of either variant"
             )
-            return (
+            yield (
                 f"{guard.name}: not yet shown that the ratio is below"
                 f" {exposure.no_worse_than:g} ({missing})"
             )
     for guard, finding in zip(guards, found, strict=True):
         compared = finding.compared
         if compared is not None and guard.must_show and not compared.is_shown:
-            return (
+            yield (
                 f"{guard.name}: not yet shown that it is not worse by {guard.side.margin:g};"
                 f" {finding.candidate[1]} and {finding.control[1]} units have a label"
                 f" (evidence {_factor(compared.log_shown):,.3g}, needs {ENOUGH_EVIDENCE:g})"
             )
-    return ""
 
 
 def _why(finding: Finding) -> str:

@@ -1,5 +1,6 @@
 """Rollouts against a real server: started, watched, told what to do, by HTTP and by command."""
 
+import itertools
 import json
 import os
 import random
@@ -11,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gateway.alarms import AlarmLog, Crossing
 from gateway.exposures import Slot
 from registry.revisions import Revisions
 from tests import models
@@ -66,6 +68,60 @@ def test_a_rollout_is_prepared_stepped_paused_and_aborted_over_http(registry) ->
         assert http.get("/admin/rollouts/none").status_code == 404
     state = Revisions(registry / ".driftgate").head().models["m"]
     assert (state.aliases["champion"], state.buckets) == (1, "")
+
+
+def test_labels_decide_a_rollout_that_an_open_alarm_has_held(registry) -> None:
+    """Told at the start, on both doors; it goes on when the alarm is acknowledged; then what the
+    labels say of real answers ends it. The command says what it waits for.
+    """
+    log = AlarmLog(registry / ".driftgate" / "alarms.jsonl", hold_off_s=60)
+    log.crossed(Crossing("m", 1, "drift:input:x", "odds of 1e6 to 1", time.time(), {}))
+    words = ("canary", "start", "m", "2", "-r", str(registry))
+    said = driftgate(*words, "--dry-run")
+    assert "note: drift alarm" in said.stdout
+    assert "holds before its first weight" in said.stdout
+
+    guards = {
+        "output_shift": {"action": "ignore"},
+        "outcome": {"metric": "wrong", "margin": 0.1, "required": True},
+    }
+    plan = {"steps": [{"weight": 50, "for_s": 0, "units_min": 5}], "guards": guards}
+    flags = ("--port", "0", "--labels-sample", "100")
+    with serve(registry, flags=flags) as server, server.client() as http:
+        started = http.post("/admin/rollouts", json={"model": "m", "version": 2, "plan": plan})
+        (note,) = started.json()["notes"]
+        alarm = http.get("/alarms").json()["alarms"][0]["id"]
+        assert alarm in note
+        held = until(lambda: _at(http, "/admin/rollouts/m", "holding"))
+        assert (held["cause"], held["held"], held["weight"]) == ("drift", "preparing", 0)
+        shown = driftgate("canary", "status", "m", "--server", server.url)
+        assert alarm in shown.stdout.replace("\n", "")
+        assert "driftgate alarm ack ID" in " ".join(shown.stdout.split())
+
+        assert http.post(f"/admin/alarms/{alarm}/ack", json={}).status_code == 200
+        until(lambda: _at(http, "/admin/rollouts/m", "step"))
+        ids = itertools.count()
+
+        def aborted():
+            labels = []
+            for k in itertools.islice(ids, 60):
+                body = request(tensor("x", "FP32", [1], [0]))
+                asked = http.post(
+                    "/v2/models/m/infer", json=body, headers={"x-request-id": f"q{k}"}
+                )
+                assert asked.status_code == 200
+                labels.append({"id": f"q{k}/0", "label": 1, "model": "m"})
+            assert http.post("/labels", json=labels).json()["joined"] == 60
+            return _at(http, "/admin/rollouts/m", "aborted")
+
+        ended = until(aborted)
+        assert ended["reason"].startswith("outcome: candidate 1 of")
+        told = json.loads(driftgate("canary", "status", "m", "--json", "-r", str(registry)).stdout)
+        assert told["next"] == "nothing: it is over"
+        (outcome,) = [g for g in told["evidence"]["guards"] if g["guard"] == "outcome"]
+        assert outcome["outcome"]["candidate"] == 1
+        assert outcome["outcome"]["control"] == 0
+        assert driftgate("canary", "status", "m", "-r", str(registry)).returncode == 5
 
 
 def test_commands_do_the_same_on_the_directory(registry) -> None:
