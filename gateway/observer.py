@@ -49,7 +49,7 @@ __all__ = ["WINDOWS", "Observer", "WindowName"]
 
 _SLICE = 2048
 """Rows in one slice: short enough that the event loop is never held up for long."""
-_PAUSE_S = 0.1
+_PAUSE_S = 0.2
 """Slices are taken up at most so often: larger ones cost less a row."""
 _MONITOR = "drift:"
 _LOOK_S = 1.0
@@ -87,6 +87,7 @@ class Observer:
         self._others: dict[str, dict[str, tuple[Purpose, Spend]]] = {}
         self._asked: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._lock = threading.Lock()
+        self._called = threading.Event()
         self._is_ending = False
         self._thread = threading.Thread(target=self._work, name="observer", daemon=True)
 
@@ -97,6 +98,7 @@ class Observer:
     async def stop(self) -> None:
         """Count what still waits, then end the thread."""
         self._is_ending = True
+        self._called.set()
         self._tap.called.set()
         await asyncio.to_thread(self._thread.join, 5)
 
@@ -141,6 +143,7 @@ class Observer:
         answer: Future[T] = Future()
         with self._lock:
             self._asked.append((question, answer))
+        self._called.set()
         self._tap.called.set()
         return await asyncio.wrap_future(answer)
 
@@ -278,8 +281,9 @@ class Observer:
             self._answer()
             # Let rows gather, unless somebody waits for an answer.
             pause_s = _PAUSE_S - (time.monotonic() - start)
-            if pause_s > 0 and not self._asked and not self._is_ending:
-                time.sleep(pause_s)
+            if pause_s > 0:
+                self._called.wait(pause_s)
+            self._called.clear()
         self._drain()
         self._answer()
         for watch in self._watches.values():

@@ -178,7 +178,7 @@ class NumericChannel(Channel):
         return positions if np.isfinite(positions).all() else None
 
     @cached_property
-    def _bounds(self) -> Column:
+    def bounds(self) -> Column:
         """Edges with the largest number of the type behind them, so that above ends somewhere."""
         last = _INT64.max if self.edges.dtype.kind == "i" else np.inf
         return np.append(self.edges, np.array(last, self.edges.dtype))
@@ -194,7 +194,7 @@ class NumericChannel(Channel):
         Left of an equal edge means right-closed, and nan sorts behind infinity: the place of the
         missing bin.
         """
-        bounds = self._bounds
+        bounds = self.bounds
         dtype = column.dtype
         if dtype is bounds.dtype or dtype == bounds.dtype:
             return bounds.searchsorted(column)
@@ -219,13 +219,13 @@ class NumericChannel(Channel):
                 (v if type(v) is float else 0.0 for v in objects), np.float64, len(objects)
             )
             bins = np.where(
-                whole, self._bounds.searchsorted(integers), self._float_bounds.searchsorted(floats)
+                whole, self.bounds.searchsorted(integers), self._float_bounds.searchsorted(floats)
             )
         else:
             floats = np.fromiter(
                 (0.0 if v is None else _float(v) for v in objects), np.float64, len(objects)
             )
-            bins = self._bounds.searchsorted(_cast(floats, self.edges.dtype))
+            bins = self.bounds.searchsorted(_cast(floats, self.edges.dtype))
         return np.where(invalid, self.n_bins - 1, bins)
 
 

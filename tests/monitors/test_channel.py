@@ -305,3 +305,33 @@ def test_misses_are_not_remembered() -> None:
     channel.assign([f"made up {number}" for number in range(1000)])
 
     assert len(channel._lookup) == before
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bins_found_for_many_columns_at_once_are_those_that_each_finds(dtype: type) -> None:
+    """Edges themselves and their neighbours, nan, infinities, zeros of both signs, atoms, ties."""
+    draw = np.random.default_rng(4)
+    n = 3000
+    columns = {
+        "normal": draw.normal(size=n),
+        "tied": np.round(draw.normal(size=n)),
+        "zeros": np.maximum(draw.normal(size=n), 0),
+        "tiny": draw.normal(size=n) * 1e-30,
+        "vast": draw.normal(size=n) * 1e30,
+        "one": np.ones(n),
+        "empty": np.full(n, np.nan),
+    }
+    profile = Profile.fit({k: v.astype(dtype) for k, v in columns.items()}, has_witness=False)
+    edges = np.concatenate([c.bounds for c in profile])
+    edges = edges[np.isfinite(edges)]
+    probes = np.concatenate([
+        edges, np.nextafter(edges, dtype(np.inf)), np.nextafter(edges, dtype(-np.inf)),
+        [np.nan, np.inf, -np.inf, 0.0, -0.0], draw.normal(size=5000),
+    ]).astype(dtype)  # fmt: skip
+    served = {name: draw.permutation(probes) for name in columns}
+    served["vast"] = served["vast"].astype(np.float64)  # Another type, found by itself.
+    counts = profile.binner.count(profile.binner.rows(served))[0, 0]
+
+    for channel, start in zip(profile, profile.layout.starts.tolist(), strict=True):
+        alone = np.bincount(channel.place(served[channel.name]), minlength=channel.n_bins)
+        assert counts[start : start + channel.n_bins].tolist() == alone.tolist(), channel.name
