@@ -121,7 +121,7 @@ class App:
         self.alarms = AlarmLog(
             config.state_path / "alarms.jsonl", hold_off_s=config.alarms.hold_off_s
         )
-        self.webhooks = _webhooks(config, self.alarms, self.telemetry)
+        self.webhooks = _webhooks(config, self.alarms, self.telemetry, self.plane)
         self.observer = Observer(
             tap,
             _shared(config, self.telemetry, place),
@@ -325,7 +325,9 @@ class App:
         ]
 
 
-def _webhooks(config: ServerConfig, log: AlarmLog, telemetry: Telemetry) -> "Webhooks | None":
+def _webhooks(
+    config: ServerConfig, log: AlarmLog, telemetry: Telemetry, plane: DataPlane
+) -> "Webhooks | None":
     """Who is told of alarms; None when nobody is."""
     if not config.alarms.targets:
         return None
@@ -341,6 +343,9 @@ def _webhooks(config: ServerConfig, log: AlarmLog, telemetry: Telemetry) -> "Web
             retried=telemetry.counter(WEBHOOKS, "retried"),
             dead=telemetry.counter(WEBHOOKS, "dead"),
             refused=telemetry.counter(WEBHOOKS, "refused"),
+        ),
+        chosen=lambda model: (
+            plane.table.models[model].monitoring.webhooks if model in plane.table.models else None
         ),
     )
 
@@ -429,7 +434,7 @@ def _labelling(
         spends=observer.spend_on,
         spends_not=observer.spend_no_more,
     )
-    return Labelling(config, telemetry, judge, is_shared=not predictions.store.is_local)
+    return Labelling(config, telemetry, predictions, judge)
 
 
 def _rollouts(

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from gateway.config import ServerConfig
 from gateway.errors import ConfigError
+from gateway.labels import PredictionLog
 from gateway.labels.labelled import JudgeMeters, Labelled, Settings, View
 from gateway.labels.target import Target
 from gateway.labels.target import of as target_of
+from gateway.monitored import labels_config, monitor_config
 from gateway.telemetry import (
     ALARMS,
     LABEL_ALARMS_OPEN,
@@ -21,6 +23,8 @@ from gateway.telemetry import (
     event,
 )
 from monitors.loss import LossReference
+from registry import monitoring
+from registry.monitoring import Monitoring
 from registry.signature import Signature
 
 if TYPE_CHECKING:
@@ -31,20 +35,19 @@ _NOTHING = View({"reference": None, "message": "labels of this version are not j
 
 
 class Labelling:
-    """What stands between versions that are opened and the judge of their labels.
-
-    Parameters
-    ----------
-    is_shared : one database serves all hosts, so one judge spends what all of them may
-    """
+    """What stands between versions that are opened and the judge of their labels."""
 
     def __init__(
-        self, config: ServerConfig, telemetry: Telemetry, judge: "Judge", *, is_shared: bool
+        self, config: ServerConfig, telemetry: Telemetry, log: PredictionLog, judge: "Judge"
     ) -> None:
         self.judge = judge
+        self._log = log
+        self._opened: dict[tuple[str, int], tuple[Signature, LossReference | None, str]] = {}
+        self._said: dict[str, Monitoring] = {}
         self._config = config
         self._telemetry = telemetry
-        self._is_shared = is_shared
+        # One database of all hosts has one judge, who spends what all of them may.
+        self._is_shared = not log.store.is_local
 
     def opened(
         self,
@@ -55,19 +58,35 @@ class Labelling:
         problem: str,
     ) -> None:
         """Judge the labels of a version from now on, if it has something to compare them with."""
-        target = self._target(model, version, signature)
-        if target is None:
-            return
         if problem:
             event("label_reference_problem", logging.WARNING, model=model, version=version,
                   reason=problem)  # fmt: skip
+        self._opened[model, version] = (signature, own, problem)
+        self._judge(model, version)
+
+    def configure(self, model: str, said: Monitoring) -> None:
+        """Keep and judge labels of a model as its revision says from now on."""
+        self._said[model] = said
+        labels = {name: labels_config(self._config.labels, one) for name, one in self._said.items()}
+        self._log.shares = {name: one.sample / 100 for name, one in labels.items()}
+        self._log.days = {name: one.days for name, one in labels.items()}
+        for name, version in list(self._opened):
+            if name == model:
+                self._judge(name, version)
+
+    def _judge(self, model: str, version: int) -> None:
+        signature, own, problem = self._opened[model, version]
+        target = self._target(model, version, signature)
+        if target is None:
+            return
         telemetry, labels = self._telemetry, (model, str(version))
         meters = JudgeMeters(
             telemetry.counter(LABELS_JUDGED, *labels),
             telemetry.counter(ALARMS, *labels, "page"),
             telemetry.counter(ALARMS, *labels, "warning"),
         )
-        self.judge.add(Labelled(model, version, target, self._settings(), meters, own, problem))
+        settings = self._settings(self._said.get(model, Monitoring()))
+        self.judge.add(Labelled(model, version, target, settings, meters, own, problem))
 
     def view(self, model: str, version: int) -> View:
         """What is known about the labels of a version."""
@@ -88,14 +107,16 @@ class Labelling:
 
     def _target(self, model: str, version: int, signature: Signature) -> Target | None:
         try:
-            return target_of(signature)
+            declared = monitoring.target(self._said.get(model, Monitoring()))
+            return target_of(signature, declared)
         except ConfigError as error:
             event("target_problem", logging.WARNING, model=model, version=version,
                   reason=str(error))  # fmt: skip
             return None
 
-    def _settings(self) -> Settings:
-        monitor, labels = self._config.monitor, self._config.labels
+    def _settings(self, said: Monitoring) -> Settings:
+        monitor = monitor_config(self._config.monitor, said)
+        labels = labels_config(self._config.labels, said)
         return Settings(
             alarms=monitor.budget_alarms,
             days=monitor.budget_days,

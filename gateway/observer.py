@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from gateway.alarms import AlarmLog, Crossing
 from gateway.columns import Column
 from gateway.conclusions import Shared
-from gateway.config import ADOPT_ROWS_MAX, ADOPT_ROWS_MIN
+from gateway.config import ADOPT_ROWS_MAX, ADOPT_ROWS_MIN, MonitorConfig
 from gateway.errors import BadRequestError, NotFoundError
 from gateway.pair import Pair
 from gateway.refusals import RefusalWatches, reason
@@ -108,6 +108,17 @@ class Observer:
         known = Counter(model for model, _ in self._watches)
         self._rivals = frozenset(w for w in self._watches.values() if known[w.model] > 1)
         self._divide(watch.model)
+
+    async def configure(self, model: str, config: MonitorConfig) -> None:
+        """Judge all versions of a model under these settings from now on."""
+        watches = [watch for (name, _), watch in self._watches.items() if name == model]
+
+        def configure() -> None:
+            for watch in watches:
+                watch.configure(config)
+
+        if watches:
+            await self.ask(configure)
 
     def spend_on(self, model: str, name: str, purpose: Purpose, spend: Spend) -> None:
         """Let somebody else raise alarms about a model, too: `spend` is told what part he has.

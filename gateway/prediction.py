@@ -432,7 +432,7 @@ def _keep(
 ) -> None:
     """Let a prediction wait for its label, if its id is among those that are kept."""
     name = head.request_id.decode("latin-1")
-    if not log.wants(name):
+    if not log.wants(name, variant.model):
         return
     asked = Asked(name, rows, "champion")
     if decision is not None:

@@ -21,6 +21,7 @@ from gateway.telemetry import REQUEST_SECONDS, REQUESTS, UNIT_FALLBACK, Telemetr
 from gateway.tensors import Array
 from registry import buckets, names, routes
 from registry.buckets import Buckets
+from registry.monitoring import Monitoring
 from registry.revisions import ModelState
 from registry.routes import HeaderMatch, Range, Route, Rule
 from registry.signature import Signature
@@ -480,6 +481,8 @@ class Model:
     """Its route; None: the champion answers whatever names no version."""
     revision: int = 0
     """The revision that this is of."""
+    monitoring: Monitoring = field(default_factory=Monitoring)
+    """What that says about its monitors."""
     said: bytes = field(init=False, default=b"")
     """The decision header of what the champion answers without a route."""
 

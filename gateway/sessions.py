@@ -8,6 +8,7 @@ no request.
 import asyncio
 import contextlib
 import logging
+import random
 import time
 import weakref
 from collections.abc import Callable, Container, Iterable, Sequence
@@ -30,6 +31,7 @@ from gateway.labelling import Labelling
 from gateway.limits import BatchLimits, batch_limits
 from gateway.loader import Loaded, Loader
 from gateway.memory import Key, Ledger
+from gateway.monitored import monitor_config
 from gateway.observer import Observer
 from gateway.prediction import DataPlane
 from gateway.protocol import v2_json
@@ -58,6 +60,7 @@ from monitors import Profile
 from registry import catalog
 from registry.catalog import VersionFiles
 from registry.errors import RegistryError
+from registry.monitoring import Monitoring
 from registry.revisions import ModelState
 from registry.signature import Signature
 
@@ -98,6 +101,8 @@ class Sessions:
         """Fingerprint of the files that were refused, and the reason."""
         self._batchers: dict[Key, Batcher] = {}
         self._adopted: dict[Key, Profile] = {}
+        self._said: dict[str, Monitoring] = {}
+        """What revisions say about the monitors of models, where they say anything."""
         self.labelling: Labelling | None = None
         """Told of every version that is opened, where labels are judged."""
         # Counts outlive a version that is closed and opened again: they never go backwards.
@@ -111,6 +116,15 @@ class Sessions:
 
     def __len__(self) -> int:
         return len(self._batchers)
+
+    async def configure(self, name: str, said: Monitoring) -> None:
+        """Let the monitors of a model be as its revision says from now on."""
+        if self._said.get(name, Monitoring()) == said:
+            return
+        self._said[name] = said
+        await self._observer.configure(name, monitor_config(self._config.monitor, said))
+        if self.labelling is not None:
+            await asyncio.to_thread(self.labelling.configure, name, said)
 
     @property
     def open(self) -> tuple[Key, ...]:
@@ -419,7 +433,13 @@ class Sessions:
         tap, bytes_a_row = self._plane.tap, row_bytes(signature)
         dropped = self._plane.telemetry.counter(TAP_DROPPED, name, str(version))
 
+        said, all_ = self._said, self._plane.sample
+
         def observe(inputs: list[Array], outputs: list[Array], rows: int) -> None:
+            # A share of what is offered here: the server has taken its own sample before.
+            share = said[name].sample if name in said else None
+            if share is not None and random.random() * all_ * 100 >= share:  # noqa: S311  no secret
+                return
             size = bytes_a_row * rows or n_bytes(inputs) + n_bytes(outputs)
             tap.offer(Observation(name, version, inputs, outputs, rows, size), dropped)
 
@@ -433,7 +453,7 @@ class Sessions:
             files.model,
             files.version,
             loaded.session.signature,
-            config=self._config.monitor,
+            config=monitor_config(self._config.monitor, self._said.get(files.model, Monitoring())),
             shared=self._observer.shared,
             references=self._references,
             meters=WatchMeters(

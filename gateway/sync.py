@@ -27,6 +27,7 @@ from gateway.errors import (
     VersionNotFoundError,
 )
 from gateway.loader import Loader
+from gateway.monitored import said_of
 from gateway.observer import Observer
 from gateway.place import Place
 from gateway.prediction import DataPlane
@@ -368,12 +369,16 @@ class Sync:
         routing = None
         if state.route is not None:
             routing = Routing(name, state, number, self._plane.telemetry)
-        model = replace(model, aliases=state.aliases, routing=routing, revision=number)
+        monitoring = said_of(name, state)
+        model = replace(
+            model, aliases=state.aliases, routing=routing, revision=number, monitoring=monitoring
+        )
         if model.is_unloaded and state.loaded is not False:
             default = state.default([n for n in model.versions if n not in model.refused])
             model = replace(model, is_unloaded=False, default=default)
         self.sessions.put(model)
         self.sessions.limit(name)
+        await self.sessions.configure(name, monitoring)
         if state.loaded is False:
             del model
             await self._unload(name)

@@ -175,6 +175,17 @@ class Watch:
         if self.monitor is not None:
             self.monitor.spend(self.config.budget_share * share)
 
+    def configure(self, config: MonitorConfig) -> None:
+        """Judge under these settings from now on; what was concluded stays."""
+        if config == self.config:
+            return
+        self.config = config
+        if (monitor := self.monitor) is None:
+            return
+        self.monitor = self._new_monitor(monitor.profile)
+        self.monitor.restore(monitor.to_bytes())
+        self._scored, self._is_changed = -1, True
+
     @property
     def reference_digest(self) -> str | None:
         """Of the profile that is judged by, as it was given."""

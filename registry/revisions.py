@@ -57,7 +57,7 @@ class ModelState(
     reference: dict[str, str] = {}
     """By version: the digest of an adopted profile that it is judged by, instead of its own."""
     monitor: dict[str, Any] | None = None
-    """Sampling, tolerance, budget, segments, windows, webhooks, retention of labels."""
+    """Over settings of servers: sampling, tolerance, budget, window, webhooks, labels, target."""
     route: Route | None = None
     """How the traffic is split; none: the champion answers."""
     rollout: dict[str, Any] | None = None

@@ -15,7 +15,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +89,7 @@ class Webhooks:
 
     Parameters
     ----------
+    chosen : the targets that are told of a model's alarms, by name; None: all that want to be
     sleep, jitter : time and chance, so that tests need neither
     """
 
@@ -102,8 +103,10 @@ class Webhooks:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[float], float] = lambda high: random.uniform(0, high),  # noqa: S311
         send: Callable[..., Awaitable[int]] = deliver,
+        chosen: Callable[[str], Sequence[str] | None] = lambda _: None,
     ) -> None:
         self._targets = targets
+        self._chosen = chosen
         self._allowed = targets.allowed
         self._log = log
         self._dead_letters = dead_letters
@@ -167,6 +170,9 @@ class Webhooks:
                 self._tell(target, Message(happened.event, happened.time, episode, self._source))
 
     def _tell(self, target: Target, message: Message) -> None:
+        chosen = self._chosen(message.episode.model)
+        if chosen is not None and target.name not in chosen:
+            return
         if not target.wants(message.kind, message.episode.model):
             return
         if self._waiting >= QUEUE_MAX or not self._thread.is_alive():

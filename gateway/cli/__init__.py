@@ -24,6 +24,7 @@ from gateway.cli import (
     keys,
     labels,
     models,
+    monitor,
     profile,
     publish,
     replay,
@@ -84,6 +85,7 @@ for _name in (
 app.add_typer(route.app, name="route")
 app.add_typer(canary.app, name="canary")
 app.add_typer(shadow.app, name="shadow")
+app.add_typer(monitor.app, name="monitor")
 app.add_typer(labels.app, name="labels")
 app.add_typer(capture.app, name="capture")
 app.add_typer(alarm.app, name="alarm")

@@ -23,6 +23,7 @@ from gateway.labels.target import Target
 from gateway.labels.target import of as target_of
 from gateway.prediction import DataPlane
 from gateway.telemetry import LABELS, Telemetry
+from registry import monitoring
 
 _BODY_BYTES_MAX = 16 * 1024 * 1024
 _AT_A_TIME = 2
@@ -102,7 +103,8 @@ def targets(plane: DataPlane) -> dict[str, Target | None]:
         found[model.name] = None
         if model.champion is not None:
             try:
-                found[model.name] = target_of(model.champion.signature)
+                declared = monitoring.target(model.monitoring)
+                found[model.name] = target_of(model.champion.signature, declared)
             except ConfigError:
                 continue
     return found

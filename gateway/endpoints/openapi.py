@@ -590,6 +590,18 @@ CONTENTS: Mapping[str, Content] = {
         "cohorts": _list_of(_ANY),
         "judged": {"type": ["object", "null"]},
     })),
+    "Monitor": Content(JSON, {
+        **_object({}, {
+            "sample": {"type": ["number", "null"]},
+            "tolerance": {"type": ["number", "null"]},
+            "window_rows": {"type": ["integer", "null"]},
+            "budget": {"type": ["object", "null"]},
+            "webhooks": {"type": ["array", "null"], "items": _TEXT},
+            "labels": {"type": ["object", "null"]},
+            "target": {"type": ["object", "null"]},
+        }),
+        "additionalProperties": False,
+    }),
     "LabelsAcceptRequest": Content(
         JSON,
         {

@@ -223,6 +223,21 @@ class Handlers:
         model, alias = request.path_params["model"], request.path_params["alias"]
         return await self.changed(request, {}, lambda _: changes.DeleteAlias(model, alias))
 
+    async def get_monitor(self, request: Request) -> Response:
+        """What is said about the monitors of a model."""
+        query(request)
+        model = request.path_params["model"]
+        head = await self.door.read(lambda revisions: revisions.head())
+        if model not in head.models:
+            self._plane.table.model(model)
+        state = head.models.get(model)
+        return _tagged(head.number, (state.monitor if state else None) or {})
+
+    async def patch_monitor(self, request: Request) -> Response:
+        """Settings over those that there are."""
+        patch, model = await json_object(request), request.path_params["model"]
+        return await self.changed(request, {}, lambda _: changes.AlterMonitor(model, patch))
+
     async def get_routes(self, request: Request) -> Response:
         """Routes of all models that have one."""
         query(request)
@@ -328,6 +343,12 @@ def endpoints(plane: DataPlane, door: Door) -> list[Endpoint]:
               "Keep a version in memory and on disk.", "VersionRequest"),
         admin("POST", model + "/unpin", h.versioned(changes.Unpin),
               "Let a version be evicted and removed again.", "VersionRequest"),
+        Endpoint("GET", model + "/monitor", "admin", h.get_monitor,
+                 "What is said about the monitors of a model.", answer="Monitor"),
+        admin("PATCH", model + "/monitor", h.patch_monitor,
+              "Set what the monitors of a model do; null takes a setting away.", "Monitor"),
+        admin("DELETE", model + "/monitor", h.plain(changes.DeleteMonitor),
+              "Let the monitors of a model be as the servers are set."),
         Endpoint("GET", "/admin/routes", "admin", h.get_routes, "All routes.", answer="Routes"),
         admin("PUT", "/admin/routes", h.put_routes,
               "Split the traffic of several models, in one revision.", "Routes"),

@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -104,6 +104,10 @@ class PredictionLog:
     ) -> None:
         self.store = store
         self.share = share
+        self.shares: Mapping[str, float] = {}
+        """By model, where revisions say another; replaced as a whole."""
+        self.days: Mapping[str, float] = {}
+        """How long predictions wait for labels, likewise."""
         self.meters = meters
         self.problem: str | None = None
         """Why the last write failed; None when it did not."""
@@ -136,9 +140,9 @@ class PredictionLog:
 
     # -- handed over
 
-    def wants(self, request: str) -> bool:
+    def wants(self, request: str, model: str) -> bool:
         """Whether predictions of this request are kept at all."""
-        return ids.is_kept(request, self.share)
+        return ids.is_kept(request, self.shares.get(model, self.share))
 
     def record(self, observed: Observed) -> None:
         """Keep the predictions of those requests that are kept at all. Never waits.
@@ -149,7 +153,7 @@ class PredictionLog:
         moment = time.time() if observed.time is None else observed.time
         for asked in observed.requests:
             start, at = at, at + asked.rows
-            if not self.wants(asked.id):
+            if not self.wants(asked.id, observed.model):
                 continue
             if self._rows_in - self._rows_out + asked.rows > self._queue_rows_max:
                 self.meters.lost_full.add(asked.rows)
@@ -164,7 +168,7 @@ class PredictionLog:
         ------
         StoreError : nothing was stored.
         """
-        is_kept = [ids.is_kept(label.request, self.share) for label in labels]
+        is_kept = [self.wants(label.request, label.model) for label in labels]
         return await self._ask(lambda: self.store.label(labels, time.time(), is_kept=is_kept))
 
     async def rows_of(self, requests: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -225,7 +229,7 @@ class PredictionLog:
         inputs: Sequence[bytes | None] = [None] * asked.rows
         if self._with_inputs:
             inputs = self._rows(signature.inputs, observed.inputs, n, rows)
-        sampled = asked.sampled * min(self.share, 1.0)
+        sampled = asked.sampled * min(self.shares.get(observed.model, self.share), 1.0)
         for k in range(asked.rows):
             yield Kept(
                 asked.id, k, observed.model, observed.version, asked.traffic, asked.variant,
@@ -274,7 +278,7 @@ class PredictionLog:
             return
         self._forget_at = time.monotonic() + _FORGET_S
         try:
-            self.meters.forgotten.add(self.store.forget(self._bounds, time.time()))
+            self.meters.forgotten.add(self.store.forget(self._bounds, time.time(), self.days))
         except StoreError as error:
             self._failed(str(error))
 

@@ -5,7 +5,7 @@ Written in whole transactions, under SQLite by one process of a host at a time.
 
 import fcntl
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -274,23 +274,31 @@ class Store:
 
     # -- what goes
 
-    def forget(self, bounds: Bounds, now: float) -> int:
+    def forget(self, bounds: Bounds, now: float, days: Mapping[str, float] | None = None) -> int:
         """Let go what is beyond the bounds; how many predictions were let go.
 
         The outputs of a prediction go after `days`, its id after twice that; a label goes with its
         prediction, or after `wait_s` without one. Beyond `bytes_max` the oldest go first, ids and
         all.
+
+        Parameters
+        ----------
+        days : of models that have others than the bounds
         """
         p = tables.predictions.c
-        over, gone = now - bounds.days * _DAY_S, now - 2 * bounds.days * _DAY_S
+        own = days or {}
+        spans = [(p.model == model, span) for model, span in own.items()]
+        spans.append((p.model.not_in(list(own)) if own else sa.true(), bounds.days))
         n_forgotten = 0
         with self.writing() as connection:
-            n_forgotten += connection.execute(
-                sa.update(tables.predictions)
-                .where(p.time < over, p.outputs.is_not(None))
-                .values(outputs=None, inputs=None)
-            ).rowcount
-            connection.execute(sa.delete(tables.predictions).where(p.time < gone))
+            for is_meant, span in spans:
+                over, gone = now - span * _DAY_S, now - 2 * span * _DAY_S
+                n_forgotten += connection.execute(
+                    sa.update(tables.predictions)
+                    .where(is_meant, p.time < over, p.outputs.is_not(None))
+                    .values(outputs=None, inputs=None)
+                ).rowcount
+                connection.execute(sa.delete(tables.predictions).where(is_meant, p.time < gone))
             self._forget_labels(connection, now - bounds.wait_s, p.outputs.is_not(None))
         while (size := self.bytes_kept()) > bounds.bytes_max:
             with self.writing() as connection:

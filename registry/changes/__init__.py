@@ -24,8 +24,10 @@ from registry.changes.differences import (
 from registry.changes.kinds import (
     PREVIOUS,
     Alias,
+    AlterMonitor,
     Change,
     DeleteAlias,
+    DeleteMonitor,
     DeleteRoute,
     DeleteShadow,
     Follow,
@@ -38,7 +40,6 @@ from registry.changes.kinds import (
     RecordFollow,
     Restore,
     Rollback,
-    SetMonitor,
     SetReference,
     SetRollout,
     Unload,
@@ -51,9 +52,10 @@ from registry.revisions import FORMAT, Revision, Revisions
 
 __all__ = [
     "FOLLOW", "OVER", "PREVIOUS",
-    "Alias", "Applied", "Change", "DeleteAlias", "DeleteRoute", "DeleteShadow", "Follow", "Known",
+    "Alias", "AlterMonitor", "Applied", "Change", "DeleteAlias", "DeleteMonitor", "DeleteRoute",
+    "DeleteShadow", "Follow", "Known",
     "Load", "Models", "OnDisk", "Pin", "Promote", "PutRoute", "PutRoutes", "PutShadow",
-    "RecordFollow", "Restore", "Rollback", "SetMonitor", "SetReference", "SetRollout", "Unload",
+    "RecordFollow", "Restore", "Rollback", "SetReference", "SetRollout", "Unload",
     "Unpin",
     "apply", "champion", "differences", "log", "managed", "moved", "record_follow", "routed",
     "undo_of",

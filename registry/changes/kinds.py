@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from registry import buckets, routes
+from registry import buckets, monitoring, routes
 from registry.changes.known import Known, Models, managed, require, state_of, suggestion
 from registry.errors import ChangeError, NotThereError
 from registry.revisions import ModelState, Revision
@@ -335,17 +335,37 @@ class SetReference:
 
 
 @dataclass(frozen=True, slots=True)
-class SetMonitor:
-    """Settings of the monitors of a model; None: the server's."""
+class AlterMonitor:
+    """Settings of the monitors of a model, laid over those that there are; null takes one away."""
 
     model: str
-    monitor: Mapping[str, Any] | None
+    patch: Mapping[str, Any]
 
     def __call__(self, models: Models, known: Known) -> Models:
         """The models after it."""
         state = state_of(models, self.model, known)
-        monitor = None if self.monitor is None else dict(self.monitor)
-        return _put(models, self.model, state, monitor=monitor)
+        document = monitoring.merged(state.monitor, self.patch)
+        target = monitoring.read(document).target
+        signature = known.signature(self.model, max(known.versions(self.model), default=0))
+        if target is not None and target.output is not None and signature is not None:
+            outputs = [spec.name for spec in signature.outputs]
+            if target.output not in outputs:
+                raise ChangeError(
+                    f"monitor.target.output: no output {target.output[:80]!r}"
+                    + suggestion(target.output, outputs)
+                )
+        return _put(models, self.model, state, monitor=document)
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteMonitor:
+    """The monitors of a model are as the servers are set."""
+
+    model: str
+
+    def __call__(self, models: Models, known: Known) -> Models:
+        """The models after it."""
+        return _put(models, self.model, state_of(models, self.model, known), monitor=None)
 
 
 @dataclass(frozen=True, slots=True)

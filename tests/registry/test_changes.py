@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from registry import changes, routes, store
 from registry.changes import (
     Alias,
+    AlterMonitor,
     Applied,
     Change,
     DeleteAlias,
@@ -27,7 +28,6 @@ from registry.changes import (
     RecordFollow,
     Restore,
     Rollback,
-    SetMonitor,
     SetReference,
     SetRollout,
     Unload,
@@ -221,9 +221,9 @@ def test_everything_that_is_wrong_is_said_and_nothing_is_written(desk: Desk) -> 
 
 def test_what_cannot_be_written_down_or_printed_is_refused(desk: Desk) -> None:
     """JSON has no infinity: a revision that nobody can read would stop every later change."""
-    for monitor in ({"tolerance": float("inf")}, {"sample": float("nan")}, {"note": "\ud800"}):
+    for plan in ({"tolerance": float("inf")}, {"sample": float("nan")}, {"note": "\ud800"}):
         with pytest.raises(ChangeError, match="cannot be written down"):
-            desk.do(SetMonitor("fraud", monitor))
+            desk.do(SetRollout("fraud", {"id": "r-1", "phase": "step", **plan}))
     for message in ("\x1b[31mred", "half \udcff"):
         with pytest.raises(ChangeError, match="cannot be printed"):
             desk.do(Promote("fraud", 7), message=message)
@@ -382,7 +382,7 @@ def test_restore_brings_back_everything_but_rollouts_that_are_over(desk: Desk) -
     desk.do(SetRollout("fraud", {"id": "r-1", "phase": "done"}, split(champion=100)))
     desk.do(Promote("churn", 1))
     desk.do(Pin("fraud", 6))
-    desk.do(SetMonitor("fraud", {"tolerance": 0.02}))
+    desk.do(AlterMonitor("fraud", {"tolerance": 0.02}))
     desk.do(SetReference("fraud", 7, "sha256:00"))
 
     applied = desk.do(Restore(desk.revisions.get(2), "fraud"), message="canary was fine")
@@ -413,7 +413,7 @@ def test_the_undo_command_takes_back_each_kind_of_change(desk: Desk) -> None:
         Unpin("fraud", 6),
         SetReference("fraud", 7, "sha256:00"),
         SetReference("fraud", 7, None),
-        SetMonitor("fraud", {"sample": 10}),
+        AlterMonitor("fraud", {"sample": 10}),
         Follow("fraud"),
     ]
     for change in made:
