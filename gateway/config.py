@@ -283,6 +283,9 @@ class SyncConfig:
     """Seconds between two looks at the registry."""
     settle_s: float = 2.0
     """How long the files of a version that was copied in by hand must have been still."""
+    open_s_max: float = 60.0
+    """Seconds that opening one version may take, and one more for each 50 MB of its files; then it
+    is refused, and not tried again until somebody asks for that."""
     start_s_max: float = 3.0
     """Seconds that a start spends on opening versions that no route names; the others are opened
     by their first call."""
@@ -294,6 +297,7 @@ class SyncConfig:
         _refuse(
             _within("sync.poll_s", self.poll_s, 0.05, 60),
             _within("sync.settle_s", self.settle_s, 0, 3600),
+            _within("sync.open_s_max", self.open_s_max, 0.1, 3600),
             _within("sync.start_s_max", self.start_s_max, 0, 3600),
             _at_least("sync.memory_bytes_max", self.memory_bytes_max, 0),
         )

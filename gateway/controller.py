@@ -496,7 +496,7 @@ def deaths_of(run_dir: Path | None) -> Deaths:
         if run_dir is None:
             return 0
         try:
-            return int((run_dir / "deaths" / str(pid)).read_text())
+            return int((run_dir / "deaths" / str(pid)).read_text().partition(" ")[0])
         except (OSError, ValueError):
             return None
 

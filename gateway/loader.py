@@ -50,6 +50,26 @@ class Loaded:
     """What is wrong with that."""
 
 
+class Opening:
+    """One version on its way to a session, which another thread may give up."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+        self._is_over = False
+
+    def holds(self, session: Session) -> None:
+        """Its session, whose cases run now."""
+        self._session = session
+        if self._is_over:
+            session.end()
+
+    def give_up(self) -> None:
+        """Nobody waits for it any more: what runs is ended, as far as it can be."""
+        self._is_over = True
+        if self._session is not None:
+            self._session.end()
+
+
 class Loader:
     """Opens versions, one at a time, for one worker.
 
@@ -67,7 +87,7 @@ class Loader:
         self._keys = keys
         self._is_told = False
 
-    def load(self, files: VersionFiles) -> Loaded:
+    def load(self, files: VersionFiles, opening: Opening | None = None) -> Loaded:
         """Open one version; blocks, so call it off the loop.
 
         Raises
@@ -88,6 +108,8 @@ class Loader:
             held = VersionFiles(files.model, files.version, copy, files.manifest)
             before = memory.resident()
             session = Session(held.model_file, self._config.runtime)
+            if opening is not None:
+                opening.holds(session)
             session.signature = named(session.signature, held.reference_file)
             _check_cases(session, held)
             trial = session.try_out(self._config.batch, self._config.runtime)

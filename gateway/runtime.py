@@ -102,6 +102,7 @@ class Session:
         self._names = [spec.name for spec in self.signature.inputs]
         kinds = [spec.datatype for spec in self.signature.inputs]
         self._options = onnxruntime.RunOptions()
+        self._is_over = False
         self._run = self._session.run
         if "BF16" in kinds or any(spec.datatype == "BF16" for spec in self.signature.outputs):
             if "BYTES" in kinds:
@@ -118,7 +119,7 @@ class Session:
         InputRefusedError : the model refuses these values.
         ModelFailedError : the model failed on them.
         """
-        self._options.terminate = False
+        self._options.terminate = self._is_over
         given = dict(zip(self._names, arrays, strict=True))
         try:
             outputs: list[Array] = self._run(None, given, self._options)
@@ -139,6 +140,11 @@ class Session:
 
         It ends between two operators, in loops between two rounds; never inside a kernel.
         """
+        self._options.terminate = True
+
+    def end(self) -> None:
+        """End the run under way as `stop` does, and all that follow; from any thread."""
+        self._is_over = True
         self._options.terminate = True
 
     def _run_values(

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import threading
 import time
 import weakref
 from collections.abc import Callable, Container, Iterable, Sequence
@@ -29,13 +30,14 @@ from gateway.errors import (
 )
 from gateway.labelling import Labelling
 from gateway.limits import BatchLimits, batch_limits
-from gateway.loader import Loaded, Loader
+from gateway.loader import Loaded, Loader, Opening
 from gateway.memory import Key, Ledger
 from gateway.monitored import monitor_config
 from gateway.observer import Observer
 from gateway.prediction import DataPlane
 from gateway.protocol import v2_json
 from gateway.protocol.call import Served
+from gateway.quarantine import Quarantine
 from gateway.router import Meters, Model, Variant
 from gateway.runtime import Trial
 from gateway.tap import Observation
@@ -64,6 +66,9 @@ from registry.monitoring import Monitoring
 from registry.revisions import ModelState
 from registry.signature import Signature
 
+_BYTES_A_SECOND = 50_000_000
+_GIVE_UP_S = 5.0
+"""An opening that has not ended so long after it was asked to never will."""
 _EVICT_S_MAX = 2.0
 """A version that is evicted while a request holds it makes room later."""
 
@@ -83,6 +88,7 @@ class Sessions:
         plane: DataPlane,
         observer: Observer,
         loader: Loader,
+        run_dir: Path | None,
         state_of: Callable[[str], ModelState],
         admit: Callable[[VersionFiles, str], None],
     ) -> None:
@@ -111,6 +117,7 @@ class Sessions:
         self._watchdog = Watchdog()
         self._closing: set[asyncio.Task[None]] = set()
         self._left = asyncio.Event()
+        self.quarantine = Quarantine(run_dir)
         self._alive: WeakValueDictionary[Key, Variant] = WeakValueDictionary()
         """Also those that have left the table, while somebody holds them."""
 
@@ -145,6 +152,7 @@ class Sessions:
         batchers = list(self._batchers.values())
         await asyncio.gather(*(batcher.close() for batcher in batchers), *self._closing)
         self._watchdog.stop()
+        self.quarantine.under_way.close()
 
     def note(self, versions: Iterable[VersionFiles]) -> None:
         """Remember where files are; those that have changed since they were refused are new."""
@@ -155,12 +163,23 @@ class Sessions:
                 del self._refused[key]
 
     def forgive(self, name: str, version: int) -> None:
-        """Try a version again that was refused."""
+        """Try a version again that was refused, or is in quarantine."""
         self._refused.pop((name, version), None)
+        self.quarantine.lift((name, version))
 
-    def reasons(self, name: str, known: Iterable[int]) -> dict[int, str]:
-        """Versions of a model that were refused, and why."""
-        return {n: self._refused[name, n][1] for n in known if (name, n) in self._refused}
+    def reasons(self, name: str, known: Iterable[int], state: ModelState) -> dict[int, str]:
+        """Versions of a model that are not opened, or not by themselves, and why.
+
+        One in quarantine answers on where a revision names it: people put it there.
+        """
+        named, found = state.needed, {}
+        for number in known:
+            held = self.quarantine.held.get((name, number))
+            if held is not None and (held.is_of_opening or number not in named):
+                found[number] = held.reason
+            elif (name, number) in self._refused:
+                found[number] = self._refused[name, number][1]
+        return found
 
     async def opened(self, name: str, version: int, *, is_call: bool = False) -> Variant:
         """A version, opened now unless it is open already, and in the table.
@@ -210,7 +229,7 @@ class Sessions:
             self.forgive(name, version)
             model = self._plane.table.models.get(name) or Model(name, ())
             known = sorted({*(files.version for files in versions), *model.variants})
-            refused = self.reasons(name, known)
+            refused = self.reasons(name, known, self._state_of(name))
             self.put(replace(model, versions=tuple(known), refused=refused))
             del model
             return self._alive.get((name, version)) or await self._open(name, version)
@@ -220,7 +239,7 @@ class Sessions:
         await self._make_room(files)
         start = time.perf_counter()
         try:
-            loaded = await asyncio.to_thread(self._loader.load, files)
+            loaded = await self._loaded(files)
         except VersionRefusedError as error:
             self._refuse(files, str(error))
             raise
@@ -238,6 +257,50 @@ class Sessions:
             **variant.about,
         )
         return variant
+
+    async def _loaded(self, files: VersionFiles) -> Loaded:
+        """Open on a thread of its own, which is left behind if it does not end.
+
+        Raises
+        ------
+        VersionRefusedError : it cannot be opened, or not in time.
+        """
+        name, version = files.model, files.version
+        opening = Opening()
+        done: asyncio.Future[None] = self._loop.create_future()
+        outcomes: list[Loaded | Exception] = []
+
+        def work() -> None:
+            try:
+                outcomes.append(self._loader.load(files, opening))
+            except Exception as error:  # noqa: BLE001  raised again where it is waited for
+                outcomes.append(error)
+            with contextlib.suppress(RuntimeError):  # It took so long that the loop has ended.
+                self._loop.call_soon_threadsafe(done.set_result, None)
+
+        limit_s = self._config.sync.open_s_max + _size(files) // _BYTES_A_SECOND
+        threading.Thread(target=work, name=f"open {name} {version}", daemon=True).start()
+        with self.quarantine.under_way.opening((name, version)):
+            try:
+                async with asyncio.timeout(limit_s):
+                    await asyncio.shield(done)
+                outcome = outcomes.pop()
+                if isinstance(outcome, Loaded):
+                    return outcome
+                try:
+                    raise outcome
+                finally:
+                    # An error that its own frames know holds them, and all versions they know.
+                    del outcome
+            except TimeoutError:
+                opening.give_up()
+                await asyncio.wait([done], timeout=_GIVE_UP_S)
+        self.quarantine.note((name, version), "open_stuck")
+        if not done.done() and self._plane.recycle is not None:
+            self._plane.recycle("open_stuck")  # Only the end of its process ends it.
+        raise VersionRefusedError(
+            f"cannot be opened: it was not done after {limit_s:g} s (sync.open_s_max)"
+        )
 
     def _refuse(self, files: VersionFiles, reason: str) -> None:
         name, version = files.model, files.version
@@ -410,21 +473,27 @@ class Sessions:
     def _replace_process(self, name: str, version: int) -> None:
         """A run does not end: only the end of its process ends it."""
         event("run_stuck", logging.ERROR, model=name, version=version)
+        self.quarantine.note((name, version), "run_stuck")
         if self._plane.recycle is not None:
             self._plane.recycle("run_stuck")
 
     def _noted(self, name: str, version: int, run: Run) -> Run:
-        """A run that says it is under way where that outlives the process, for rollouts."""
+        """A run that says it is under way where that outlives the process."""
+        cells, at = self.quarantine.under_way.cell((name, version))
 
         def noted(inputs: list[Array]) -> list[Array]:
             exposures = self._plane.exposures
-            if exposures is None or name not in exposures.by_model:
-                return run(inputs)
-            exposures.run(name, version, 1)
+            cells[at] += 1
             try:
-                return run(inputs)
+                if exposures is None or name not in exposures.by_model:
+                    return run(inputs)
+                exposures.run(name, version, 1)
+                try:
+                    return run(inputs)
+                finally:
+                    exposures.run(name, version, -1)
             finally:
-                exposures.run(name, version, -1)
+                cells[at] -= 1
 
         return noted
 

@@ -486,7 +486,7 @@ class Supervisor:
         self._workers.remove(worker)
         self._board.clear(worker.slot)
         self._telemetry.set_live(str(worker.slot), is_live=False)
-        self._note_death(worker.pid, code)
+        self._note_death(worker, code)
         for other in self._workers:
             if other.follows is worker:
                 other.follows = None
@@ -515,12 +515,12 @@ class Supervisor:
         if self._was_ready:
             self._telemetry.counter(RESTARTS, why).add()
 
-    def _note_death(self, pid: int, code: int) -> None:
+    def _note_death(self, worker: _Worker, code: int) -> None:
         """Say what ended a worker, for whoever must lay a request in its hand to a variant."""
         with suppress(OSError):
             deaths = self._run_dir / "deaths"
             deaths.mkdir(exist_ok=True)
-            (deaths / str(pid)).write_text(str(max(-code, 0)))
+            (deaths / str(worker.pid)).write_text(f"{max(-code, 0)} {worker.why}".strip())
 
     def _replace(self, now: float, worker: _Worker) -> None:
         """Start another one, unless it had been meant to follow one that still serves."""

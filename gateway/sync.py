@@ -93,6 +93,7 @@ class Sync:
             plane,
             observer,
             Loader(config, self._scratch, keys),
+            run_dir,
             lambda name: self._revision.models.get(name, _FOLLOWED),
             self._reader.admit,
         )
@@ -101,6 +102,9 @@ class Sync:
         self._moves: dict[str, int] = {}
         """Models that follow another version since that was last written down."""
         self._look_due = 0.0
+        self._is_stale = False
+        self._forgiven = 0
+        """The revision whose newly named versions were last given another try."""
         self._watching: asyncio.Task[None] | None = None
         self._rejected: Rejection | None = None
         self._retry_at = 0.0
@@ -109,15 +113,17 @@ class Sync:
         self._beaten: tuple[float, object] = (0.0, None)
         self.problems: tuple[str, ...] = ()
         self.degraded: dict[str, str] = {}
-        """What does not work now, and why: `registry`, `state`, `heartbeat`, `changed`."""
+        """What does not work now, and why: `registry`, `state`, `heartbeat`, `changed`,
+        `quarantine`."""
         plane.open_version = self.open_version
         plane.find_files = lambda name, version: self.sessions.files.get((name, version))
         plane.try_version = self.try_version
 
     @property
     def revision(self) -> int:
-        """The revision in force here."""
-        return self._revision.number
+        """The revision in force here; 0 while none is in force as a whole."""
+        is_whole = self._rejected is None or self._rejected.revision != self._revision.number
+        return self._revision.number if is_whole else 0
 
     # -- from start to end
 
@@ -125,6 +131,7 @@ class Sync:
         """Open what routes need, then as much else as the start may take; then be ready."""
         await asyncio.to_thread(loader.sweep, self._scratch)
         await self.sessions.start()
+        self._requalify(await asyncio.to_thread(self.sessions.quarantine.look))
         found, revision = await asyncio.to_thread(self._look_first)
         settled_by = time.monotonic() + self._config.sync.settle_s + 0.2
         while found.pending and time.monotonic() < settled_by:
@@ -161,7 +168,10 @@ class Sync:
     async def refresh(self) -> None:
         """Look at registry and revisions once, and bring the table in line with them."""
         found, revision = await asyncio.to_thread(self._look)
-        if found != self._found or revision.number != self._seen_revision():
+        self._requalify(await asyncio.to_thread(self.sessions.quarantine.look))
+        is_news = found != self._found or revision.number != self._seen_revision()
+        if is_news or self._is_stale:
+            self._is_stale = False
             await self._bring(found, revision)
             self._say_ready()
         else:
@@ -169,6 +179,16 @@ class Sync:
         if self._moves:
             await asyncio.to_thread(self._record_moves)
         await asyncio.to_thread(self._beat)
+
+    def _requalify(self, models: Iterable[str]) -> None:
+        """Choose anew for models of which a version has come into quarantine, or left it."""
+        for name in models:
+            if (brought := self._brought.get(name)) is not None:
+                self._brought[name] = replace(brought, versions=())
+                self._is_stale = True
+        held = self.sessions.quarantine.held
+        told = "; ".join(f"model {name!r} version {n}: {held[name, n].reason}" for name, n in held)
+        self._degrade("quarantine", told)
 
     def _say_ready(self) -> None:
         """Be ready once something can answer, or was unloaded on purpose; from then on always."""
@@ -214,9 +234,9 @@ class Sync:
 
     def _seen_revision(self) -> int:
         """The newest revision that there is nothing left to do about, for now."""
-        if self._rejected is not None and time.monotonic() < self._retry_at:
-            return self._rejected.revision
-        return self._revision.number
+        if self._rejected is None:
+            return self._revision.number
+        return self._rejected.revision if time.monotonic() < self._retry_at else -1
 
     # -- looking
 
@@ -275,6 +295,12 @@ class Sync:
         until : time by `monotonic` after which versions that no route names are left to their
             first call
         """
+        if self._brought and any(
+            (name, number) in found.pending
+            for name, state in revision.models.items()
+            for number in state.needed
+        ):
+            revision = self._revision  # It waits until the files of what it names are still.
         wanted = {
             name: _Brought(
                 found.models.get(name, ()),
@@ -284,16 +310,23 @@ class Sync:
             for name in sorted({*found.models, *self._plane.table.models})
         }
         changed = [name for name in wanted if self._brought.get(name) != wanted[name]]
+        if revision.number > self._forgiven:
+            self._forgiven = revision.number
+            self._forgive(wanted)
         for name in changed:
             await self._list(name, wanted[name])
         states = revision.models
         named = {name: state for name, state in states.items() if name in wanted}
         problems = await self._prepare(named)
-        if problems and revision.number != self._revision.number:
+        is_new = revision.number != self._revision.number or self._rejected is not None
+        if problems and is_new:
             self._reject(revision.number, "; ".join(problems))
-            states = self._revision.models  # What was in force serves on.
+            if self._brought and revision.number != self._revision.number:
+                states = self._revision.models  # What was in force serves on.
+            else:
+                # Nothing was: the others are served as it says, not by whatever is highest.
+                self._revision = revision
         elif revision.number >= self._revision.number:
-            is_new = revision.number != self._revision.number
             self._revision, self._rejected, self._retry_s = revision, None, 0.0
             if is_new:
                 event("revision_applied", revision=revision.number, actor=revision.actor)
@@ -304,6 +337,13 @@ class Sync:
             await self._choose(name, brought.state, is_late=is_late)
             self._brought[name] = brought
         self._found = found
+
+    def _forgive(self, wanted: Mapping[str, _Brought]) -> None:
+        """Try again what a revision names that was not named before: somebody means it."""
+        for name, new in wanted.items():
+            if (old := self._brought.get(name)) is not None:
+                for number in new.state.needed - old.state.needed:
+                    self.sessions.forgive(name, number)
 
     def _stamp(self) -> None:
         """Let every model say the revision in force: also those that it did not change."""
@@ -351,7 +391,7 @@ class Sync:
             if champion is not None and champion.version in wanted.withdrawn:
                 champion = None
                 event("version_withdrawn", logging.WARNING, model=name)
-            refused = self.sessions.reasons(name, known)
+            refused = self.sessions.reasons(name, known, wanted.state)
             default = wanted.state.default([n for n in known if n not in refused])
             self.sessions.put(replace(
                 model,
@@ -402,10 +442,10 @@ class Sync:
         for number in sorted(known, reverse=True):
             model = self._plane.table.models[name]
             champion = model.champion
+            if number in model.held or number in model.refused:
+                continue
             if champion is not None and champion.version == number:
                 return
-            if number in model.held:
-                continue
             try:
                 variant = await self.sessions.opened(name, number)
             except GatewayError:
@@ -490,7 +530,7 @@ class Sync:
     def revision_samples(self) -> "list[Sample]":
         """The revision in force, and the newest that was refused."""
         rejected = 0 if self._rejected is None else self._rejected.revision
-        return [(("observed",), self._revision.number), (("rejected",), rejected)]
+        return [(("observed",), self.revision), (("rejected",), rejected)]
 
     def degraded_samples(self) -> "list[Sample]":
         """What does not work now."""
@@ -503,7 +543,7 @@ class Sync:
             slot=self._slot,
             pid=os.getpid(),
             sequence=self._beats,
-            observed=self._revision.number,
+            observed=self.revision,
             rejected=self._rejected,
             loaded=tuple(f"{name}@{number}" for name, number in self.sessions.open),
             rss_bytes=memory.resident(),

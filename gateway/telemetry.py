@@ -304,7 +304,8 @@ DEGRADED = _declare(
         "gauge",
         "1 while a part does not work although predictions do: labels, alarms, captures, heartbeat"
         " (cannot be written), counters (some are in the memory of one worker), run_dir (cannot be"
-        " had), registry, state (cannot be read), changed (files of an open version).",
+        " had), registry, state (cannot be read), changed (files of an open version), quarantine"
+        " (versions that ended workers).",
         ("what",),
     )
 )

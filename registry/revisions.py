@@ -26,7 +26,7 @@ from registry.errors import (
     RevisionNotFoundError,
     WriteError,
 )
-from registry.routes import CHAMPION, Route
+from registry.routes import CHAMPION, Route, targets
 
 FORMAT = 1
 """Number of the format written; a reader refuses a higher one, and whoever cannot read the newest
@@ -74,8 +74,8 @@ class ModelState(
             return set()
         if self.follow:
             return set(self.pins)
-        shadows = self.route.shadow if self.route is not None else ()
-        by_number = {shadow.to for shadow in shadows if isinstance(shadow.to, int)}
+        named = () if self.route is None else targets(self.route)
+        by_number = {to for _, to in named if isinstance(to, int)}
         return {*self.aliases.values(), *self.pins, *by_number}
 
     def default(self, versions: Sequence[int]) -> int | None:
