@@ -205,7 +205,8 @@ class CaptureConfig:
     """How much the captures that routes ask for may take, of the disk and of memory."""
 
     bytes_max: int = 1024 * 1024 * 1024
-    """Bytes of all captures of this host; beyond it the oldest go first."""
+    """Bytes of all captures of this host; beyond it files go, those not added to for longest
+    first."""
     segment_bytes_max: int = 16 * 1024 * 1024
     """Bytes of one file of a capture, and of one captured request."""
     days: float = 7.0

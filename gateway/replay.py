@@ -17,11 +17,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from gateway import values
 from gateway.capture.record import Record, TensorKept, array_of
 from gateway.comparison import Comparison, Difference, compare
 from gateway.errors import GatewayError, TensorError
 from gateway.protocol.call import Call, Tensor
 from gateway.tensors import BFLOAT16, Array, widened
+from gateway.values import Bins, Value
 from monitors.guards import paired, verdict
 from monitors.guards.bets import CANDIDATE, CONTROL
 from monitors.guards.evidence import Evidence, count
@@ -35,8 +37,6 @@ _COIN_KEY = b"replay"
 _DISTANCES_MAX = 1_000_000
 """Distances of an output that quantiles are taken of: the first so many."""
 _WORST = 5
-_CHANNELS_MAX = 8
-_BINS = 10
 _EXAMPLES_MAX = 5
 
 
@@ -276,6 +276,7 @@ def replay(
         if record.model != target.model:
             continue
         try:
+            _refuse_gaps(record, against.session.signature)
             answers = target.answer(record), against.answer(record)
         except TensorError as error:
             report.left_out[str(error)] += 1
@@ -297,6 +298,20 @@ def replay(
     )
     report.judged = _with_errors(report, alpha / (len(asked) + 1))
     return report
+
+
+def _refuse_gaps(record: Record, signature: Signature) -> None:
+    """See that the inputs are all there: a route may redact some.
+
+    Raises
+    ------
+    TensorError : one is not.
+    """
+    if record.inputs is None:
+        return
+    kept = {tensor.name for tensor in record.inputs}
+    if missing := sorted(spec.name for spec in signature.inputs if spec.name not in kept):
+        raise TensorError(f"input {missing[0]!r} was not captured")
 
 
 def _asked(guards: Sequence[Guard], alpha: float, disagreement_max: float) -> list[Guard]:
@@ -346,7 +361,8 @@ class _Seen:
     def __init__(self) -> None:
         self.units: set[str] = set()
         self._coins: list[int] = []
-        self._values: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._channels: dict[int, list[values.Channel]] = {}
+        self._values: list[tuple[dict[str, Value], dict[str, Value]]] = []
         """What target and against answered, by channel; empty of those that failed."""
         self._events: list[tuple[set[str], set[str]]] = []
         self._pairs = {"n": 0, "differ": 0}
@@ -360,7 +376,7 @@ class _Seen:
         self.units.add(unit)
         coin = blake2b(unit.encode(), digest_size=1, key=_COIN_KEY).digest()[0] & 1
         self._coins.append(CANDIDATE if coin else CONTROL)
-        self._values.append((_values(answers[0].outputs), _values(answers[1].outputs)))
+        self._values.append((self._read(0, answers[0]), self._read(1, answers[1])))
         self._events.append((_events(answers[0]), _events(answers[1])))
         if found is not None:
             self._pairs["n"] += 1
@@ -369,8 +385,13 @@ class _Seen:
     def evidence(self) -> Evidence:
         """As a rollout at half the traffic would have counted them."""
         made = Evidence(pairs=self._pairs)
-        cuts = self._cuts()
-        for at, values, events in zip(self._coins, self._values, self._events, strict=True):
+        # Of all that the version in force answered, so that no coin has a say in the bins.
+        together: dict[str, list[Value]] = {}
+        for _, against in self._values:
+            for channel, value in against.items():
+                together.setdefault(channel, []).append(value)
+        bins = Bins(values.freeze([together]))
+        for at, pair, events in zip(self._coins, self._values, self._events, strict=True):
             count(made.requests, _HALF, at)
             count(made.units, _HALF, at)
             place = 0 if at == CANDIDATE else 1
@@ -378,48 +399,19 @@ class _Seen:
                 count(made.events.setdefault(kind, {}), _HALF, at)
                 counts = made.all_events.setdefault(kind, np.zeros(2, np.int64))
                 counts[at] += 1
-            for channel, value in values[place].items():
-                if channel in cuts:
-                    bin_, bins = cuts[channel](value), _BINS + 1
-                    table = made.bins.setdefault(f"output:{channel}", {})
-                    count(table, _HALF, at, bin_=bin_, bins=bins)
+            for name, bin_ in zip(bins.names, bins.of(pair[place]), strict=True):
+                if bin_ != values.MISSING:
+                    table = made.bins.setdefault(name, {})
+                    count(table, _HALF, at, bin_=bin_, bins=bins.n(name))
         return made
 
-    def _cuts(self) -> dict[str, Callable[[Any], int]]:
-        """Bins of each channel: deciles of numbers, or the commonest classes and texts.
-
-        They come from what both versions answered to all, so that no coin has a say in them.
-        """
-        together: dict[str, list[Any]] = {}
-        for pair in self._values:
-            for values in pair:
-                for channel, value in values.items():
-                    together.setdefault(channel, []).append(value)
-        return {channel: _cut(values) for channel, values in [*together.items()][:_CHANNELS_MAX]}
-
-
-def _cut(values: list[Any]) -> Callable[[Any], int]:
-    if all(isinstance(value, float) for value in values):
-        finite = [value for value in values if math.isfinite(value)]
-        levels = np.arange(1, _BINS) / _BINS
-        edges = np.unique(np.quantile(finite, levels)) if finite else np.zeros(0)
-        return lambda value: (
-            int(np.searchsorted(edges, value, "right")) if math.isfinite(value) else _BINS
-        )
-    common = [value for value, _ in Counter(map(str, values)).most_common(_BINS)]
-    places = {value: place for place, value in enumerate(common)}
-    return lambda value: places.get(str(value), _BINS)
-
-
-def _values(outputs: Mapping[str, Array]) -> dict[str, Any]:
-    """The first row's values by channel: numbers with a fraction as such, the others as classes."""
-    found: dict[str, Any] = {}
-    for name, output in outputs.items():
-        array = widened(output) if output.dtype == BFLOAT16 else output
-        row = array[:1].ravel() if array.ndim else array.ravel()
-        for j, value in enumerate(row[:_CHANNELS_MAX].tolist()):
-            found[f"{name}[{j}]"] = value
-    return found
+    def _read(self, side: int, answer: Answer) -> dict[str, Value]:
+        if not answer.outputs:
+            return {}
+        arrays = [_wide(array) for array in answer.outputs.values()]
+        if side not in self._channels:
+            self._channels[side] = values.channels("output:", arrays, [*answer.outputs])
+        return values.read(self._channels[side], arrays)
 
 
 def _events(answer: Answer) -> set[str]:
@@ -428,9 +420,12 @@ def _events(answer: Answer) -> set[str]:
     return set() if answer.is_finite else {"not_finite"}
 
 
+def _wide(output: Array) -> Array:
+    return widened(output) if output.dtype == BFLOAT16 else output
+
+
 def _is_finite(output: Array) -> bool:
-    if output.dtype == BFLOAT16:
-        output = widened(output)
+    output = _wide(output)
     return output.dtype.kind != "f" or bool(np.isfinite(output).all())
 
 

@@ -207,7 +207,7 @@ class Capture(_Part, frozen=True):
     look at."""
     redact: tuple[str, ...] = ()
     """`header:NAME` and `field:NAME` (a request parameter, or an input) to keep nothing of, not
-    even a hash."""
+    even a hash; of a unit its bucket stays."""
 
 
 class Route(_Part, frozen=True):

@@ -131,7 +131,6 @@ class CaptureLog:
                 self._sweep()
             pauses += 1
         self._write()
-        self._shelf.close()
 
     def _write(self) -> None:
         waiting = self._waiting

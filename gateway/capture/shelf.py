@@ -1,4 +1,4 @@
-"""The files of all captures of a host: bounded together, the oldest go first.
+"""The files of all captures of a host: bounded together, those at rest for longest go first.
 
 A file is written by one worker and may be read meanwhile. Room is made, and bytes are written,
 under a lock that all workers of the host share, so that the bound holds whoever writes. A worker
@@ -17,14 +17,13 @@ from gateway.capture.record import HEAD_LINE
 
 SUFFIX = ".capture"
 _LOCK = ".lock"
-_OPEN_MAX = 32
-"""Files that a worker holds open; beyond it that of the model that was quiet longest is closed."""
+_FILES_MAX = 10_000
+"""Files of all captures: looking at many small ones would take longer than writing."""
 
 
 @dataclass(slots=True)
 class _Segment:
     path: Path
-    fd: int
     n_bytes: int
 
 
@@ -61,7 +60,9 @@ class Shelf:
         self._days = days
         self._on_removed = on_removed
         self._now = now
-        self._open: dict[str, _Segment] = {}
+        self._current: dict[str, _Segment] = {}
+        """By model, the file that goes on growing. It is opened for each write: somebody may have
+        removed it meanwhile, and there may be many models."""
 
     def write(self, model: str, data: bytes) -> None:
         """Add whole frames to a capture, as one: all of them, or none.
@@ -71,24 +72,27 @@ class Shelf:
         OSError : they could not be written.
         """
         with self._locked():
-            self._segment(model, len(data))
             self._make_room(len(HEAD_LINE) + len(data))
-            segment = self._open.get(model) or self._create(model)
+            segment, fd = self._opened(model, len(data))
             if segment.n_bytes == 0:
                 data = HEAD_LINE + data
             try:
-                _write(segment.fd, data)
+                _write(fd, data)
             except OSError:
                 # What went in before the disk was full is taken out again, if that is possible.
+                del self._current[model]
                 with contextlib.suppress(OSError):
-                    os.ftruncate(segment.fd, segment.n_bytes)
-                self._leave(model)
+                    os.ftruncate(fd, segment.n_bytes)
+                    if segment.n_bytes == 0:
+                        segment.path.unlink()
                 raise
+            finally:
+                os.close(fd)
             segment.n_bytes += len(data)
             self.n_bytes += len(data)
 
     def sweep(self) -> None:
-        """Let go what is too old, and files of ours that somebody else has removed.
+        """Let go what is too old.
 
         Raises
         ------
@@ -98,14 +102,7 @@ class Shelf:
             self.n_bytes = 0
             return
         with self._locked():
-            for model in [*self._open]:
-                self._segment(model, 0)
             self._make_room(0)
-
-    def close(self) -> None:
-        """Nothing more is written."""
-        for model in [*self._open]:
-            self._leave(model)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -117,61 +114,48 @@ class Shelf:
         finally:
             os.close(fd)
 
-    def _segment(self, model: str, n_bytes: int) -> _Segment | None:
-        """The open file of a model, if it is still there and so much more goes into it."""
-        segment = self._open.get(model)
-        if segment is None:
-            return None
-        is_gone = os.fstat(segment.fd).st_nlink == 0
-        if is_gone or segment.n_bytes + n_bytes > self._segment_bytes_max:
-            self._leave(model)
-            return None
-        self._open[model] = self._open.pop(model)  # The last in order was used last.
-        return segment
-
-    def _create(self, model: str) -> _Segment:
-        while len(self._open) >= _OPEN_MAX:
-            self._leave(next(iter(self._open)))
+    def _opened(self, model: str, n_bytes: int) -> tuple[_Segment, int]:
+        """The file that so much more goes into, opened: the current one, else a new one."""
+        segment = self._current.get(model)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+        if segment is not None and segment.n_bytes + n_bytes <= self._segment_bytes_max:
+            with contextlib.suppress(FileNotFoundError):
+                return segment, os.open(segment.path, flags)
         folder = self.directory / model
         folder.mkdir(exist_ok=True, mode=0o700)
         number = int(self._now() * 1000)
         while True:
             path = folder / f"{number:013d}-{self._worker}{SUFFIX}"
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             try:
-                fd = os.open(path, flags, 0o600)
+                fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
             except FileExistsError:
                 number += 1
                 continue
-            segment = self._open[model] = _Segment(path, fd, 0)
-            return segment
-
-    def _leave(self, model: str) -> None:
-        segment = self._open.pop(model)
-        with contextlib.suppress(OSError):
-            if segment.n_bytes == 0:
-                segment.path.unlink(missing_ok=True)
-            os.close(segment.fd)
+            segment = self._current[model] = _Segment(path, 0)
+            return segment, fd
 
     def _make_room(self, n_bytes: int) -> None:
-        """Remove the oldest files until so many bytes more are within the bound."""
-        found = sorted(files(self.directory), key=lambda path: (path.name, str(path)))
-        sizes = []
-        for path in found:
+        """Remove files until so many bytes more are within the bound.
+
+        First those that nobody has added to for longest: a model with little traffic keeps its own.
+        """
+        found = []
+        for path in files(self.directory):
             with contextlib.suppress(FileNotFoundError):
                 about = path.stat()
-                sizes.append((path, about.st_size, about.st_mtime))
-        self.n_bytes = sum(size for _, size, _ in sizes)
+                found.append((about.st_mtime, path.name, path, about.st_size))
+        found.sort()
+        self.n_bytes = sum(size for *_, size in found)
         too_old = self._now() - self._days * 86_400
-        ours = {segment.path: model for model, segment in self._open.items()}
-        for path, size, changed in sizes:
-            if self.n_bytes + n_bytes <= self._bytes_max and changed >= too_old:
+        n_files = len(found)
+        for changed, _, path, size in found:
+            is_full = self.n_bytes + n_bytes > self._bytes_max or n_files >= _FILES_MAX
+            if not is_full and changed >= too_old:
                 continue
             path.unlink(missing_ok=True)
+            n_files -= 1
             self.n_bytes -= size
             self._on_removed(size)
-            if path in ours:
-                self._leave(ours[path])
 
 
 def files(directory: Path, model: str | None = None) -> list[Path]:

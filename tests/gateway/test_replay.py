@@ -175,6 +175,10 @@ def test_what_cannot_be_run_is_left_out_and_said(tmp_path: Path) -> None:
     assert sorted(report.left_out.values()) == [1, 1]
     assert "its inputs were not captured" in report.left_out
 
+    redacted = record(4, rows=2, inputs=(), digest="sha256:1", outputs=kept([X], [x]))
+    report = replayed([redacted], new, old)
+    assert (report.requests, dict(report.left_out)) == (0, {"input 'x' was not captured": 1})
+
     two = opened(tmp_path, 3, models.sum_and_difference())
     report = replayed([asked(0, x)], two, old)
     assert report.errors == {"target": 1}
@@ -226,7 +230,7 @@ def test_disagreement_is_the_evidence_of_its_formula() -> None:
 
 
 def test_a_shift_fires_and_equal_laws_do_not() -> None:
-    """Scores of another mean are found by 400 units; of 100 replays of versions that differ by
+    """Scores of another mean are found by 400 units; of 80 replays of versions that differ by
     noise alone, with tolerances that mind nothing, no more than a few fire at a level of 1 %.
     """
     signature = Signature((X,), (TensorSpec("y", "FP32", (-1,)),))
@@ -246,7 +250,7 @@ def test_a_shift_fires_and_equal_laws_do_not() -> None:
         return fired(replayed(records, noisy(shift), noisy(0.0), tolerances=lenient))
 
     assert run(1.0, 0, 400) == ["output_shift"]
-    false = sum(bool(run(0.0, 1000 * k, 150)) for k in range(1, 101))
+    false = sum(bool(run(0.0, 1000 * k, 220)) for k in range(1, 81))
     assert false <= 4
 
 

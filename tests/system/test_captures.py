@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import os
+import signal
 import stat
 from collections import Counter
 from collections.abc import Iterator
@@ -165,6 +167,25 @@ def test_captured_is_what_was_asked_and_answered(server: Server, registry: Path)
         text = http.get("/metrics").text
     assert f'driftgate_captured_total{{model="m"}} {n}.0' in text
     assert 'driftgate_degraded{what="captures"} 0.0' in text
+    check_a_death(server, registry, wanted, n)
+
+
+def check_a_death(server: Server, registry: Path, users: list[str], n: int) -> None:
+    """A worker is killed while it captures: what it had written is whole, and another goes on."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    victim = int(children.read_text().split()[0])
+    asked = ask(server, users[:3])
+    os.kill(victim, signal.SIGKILL)
+    server.wait_for("worker_ended")
+    # Those that it had not written down yet are lost with it: at most a quarter of a second's.
+    wait_until(lambda: victim not in map(int, children.read_text().split()), "it is replaced")
+    again = ask(server, users[:3])
+    names = {key.partition("/")[2] for key in again}
+    wait_until(lambda: names <= {*(all_of(registry, 0) or ())}, "captures go on")
+    reading = find("all", captures(registry), "m")
+    assert n + len(again) <= len(list(reading)) <= n + len(asked) + len(again)
+    assert reading.skipped == 0
+    assert reading.torn <= 1
 
 
 def check(record: Record, user: str, decision: dict[str, str], now: ModelState) -> None:
@@ -255,23 +276,29 @@ def test_a_simulation_says_what_the_route_then_does(tmp_path: Path) -> None:
             assert command(*words, *data) == command(*words, *data, "--server", server.url)
             assert command(*words, *data) == wanted
 
+        wait_until(lambda: all_of(tmp_path, 243), "all are captured")
         check_replays(tmp_path, [*before, *after])
 
         unseen = {**now, "unit": ["header:x-account", "request"]}
         answer = http.post("/admin/routes/m/simulate", json={"route": unseen, "capture": "all"})
         n_split = sum(d["reason"] == "SPLIT" for d in before)
         assert answer.json()["not_captured"]["header:x-account"] >= n_split
-        for wrong, status in (
-            ({"route": new, "capture": "../../m"}, 404),
-            ({"route": new, "capture": 7}, 400),
-            ({"route": {**new, "split": [{"to": "champion", "weight": 7}]}}, 400),
-            ({"route": {**new, "split": [{"to": 9, "weight": 100}]}}, 400),
-            ({"routes": new}, 400),
-            ({}, 400),
-        ):
-            answer = http.post("/admin/routes/m/simulate", json=wrong)
-            assert (answer.status_code, bool(answer.json()["error"])) == (status, True), answer.text
-        assert http.post("/admin/routes/n/simulate", json={"route": new}).status_code == 404
+        check_refusals(http, new)
+
+
+def check_refusals(http: httpx.Client, new: dict[str, Any]) -> None:
+    """What cannot be simulated is refused with a sentence."""
+    for wrong, status in (
+        ({"route": new, "capture": "../../m"}, 404),
+        ({"route": new, "capture": 7}, 400),
+        ({"route": {**new, "split": [{"to": "champion", "weight": 7}]}}, 400),
+        ({"route": {**new, "split": [{"to": 9, "weight": 100}]}}, 400),
+        ({"routes": new}, 400),
+        ({}, 400),
+    ):
+        answer = http.post("/admin/routes/m/simulate", json=wrong)
+        assert (answer.status_code, bool(answer.json()["error"])) == (status, True), answer.text
+    assert http.post("/admin/routes/n/simulate", json={"route": new}).status_code == 404
 
 
 def check_replays(root: Path, decisions: list[dict[str, str]]) -> None:

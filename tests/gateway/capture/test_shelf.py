@@ -45,6 +45,16 @@ def test_bytes_stay_within_the_bound_whoever_writes(tmp_path: Path) -> None:
     assert hands[0].n_bytes <= 256 * 1024
 
 
+def test_many_models_share_few_files(tmp_path: Path) -> None:
+    """A hundred models in turn: each goes on in the file that it has."""
+    hand = shelf(tmp_path, bytes_max=1 << 20)
+    for k in range(300):
+        model = f"m{k % 100}"
+        hand.write(model, frames(record(k, model=model)))
+    assert len(files(tmp_path)) == 100
+    assert len(list(find("all", tmp_path, None))) == 300
+
+
 def test_what_is_too_old_goes_without_a_write(tmp_path: Path) -> None:
     """Retention is by the time of the last addition; a file of our own is closed as well."""
     clock = [1000.0]
