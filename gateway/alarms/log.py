@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
 import msgspec
 
@@ -98,10 +99,23 @@ class Episode(msgspec.Struct):
         """What to do now, in commands."""
         return _RUNBOOK.format(model=self.model, version=self.version, id=self.id)
 
+    @property
+    def about(self) -> str:
+        """`inputs` (and outputs); `labels`, so answers; or how the monitor's name begins."""
+        kind = self.monitor.partition(":")[0]
+        return "inputs" if kind == "drift" else kind
+
+    @property
+    def report(self) -> str:
+        """Path of what the server shows about it."""
+        model = quote(self.model, safe="")
+        path = f"/drift/{model}/performance" if self.about == "labels" else f"/drift/{model}"
+        return f"{path}?version={self.version}"
+
     def to_dict(self) -> dict[str, Any]:
         """In plain JSON types."""
         found: dict[str, Any] = msgspec.to_builtins(self)
-        return {**found, "runbook": self.runbook}
+        return {**found, "about": self.about, "report": self.report, "runbook": self.runbook}
 
 
 def identity(model: str, version: int, monitor: str, episode: int) -> str:

@@ -29,11 +29,19 @@ class Message:
     episode: Episode
     source: str
     """Name of this installation."""
+    link: str = ""
+    """Where people and programs reach it; empty: they know."""
 
     @property
     def key(self) -> str:
         """The idempotency key: the episode, and what became of it when it is not its opening."""
         return self.episode.id if self.kind == "opened" else f"{self.episode.id}-{self.kind}"
+
+    @property
+    def until(self) -> float:
+        """Time of the newest row that the alarm was raised by."""
+        until = self.episode.details.get("until")
+        return until if isinstance(until, int | float) else self.episode.opened
 
     @property
     def data(self) -> dict[str, Any]:
@@ -45,8 +53,11 @@ class Message:
             "model": episode.model,
             "version": episode.version,
             "monitor": episode.monitor,
+            "about": episode.about,
             "episode": episode.episode,
             "reason": episode.reason,
+            "window": {"since": rfc3339(episode.since), "until": rfc3339(self.until)},
+            "link": self.link.rstrip("/") + episode.report,
             "opened": rfc3339(episode.opened),
             "since": rfc3339(episode.since),
             "details": episode.details,

@@ -14,6 +14,7 @@ from gateway.errors import ConfigError, nearest
 from gateway.outgoing import Allowed
 
 On = Literal["opened", "passed", "acknowledged", "accepted"]
+About = Literal["inputs", "labels"]
 
 
 class Secret:
@@ -42,6 +43,8 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """What the preset asks for."""
     models: tuple[str, ...] = ()
     """Only alarms of these; none: of all."""
+    about: tuple[About, ...] = ()
+    """Only alarms about these: `labels` are answers that got worse; none: about anything."""
     on: tuple[On, ...] = ("opened",)
     secret_file: str = ""
     """Signs the body."""
@@ -53,9 +56,13 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """The host of its URL."""
         return urlsplit(self.url).hostname or ""
 
-    def wants(self, kind: str, model: str) -> bool:
+    def wants(self, kind: str, model: str, about: str) -> bool:
         """Whether it is told of such an event of such a model."""
-        return kind in self.on and (not self.models or model in self.models)
+        return (
+            kind in self.on
+            and (not self.models or model in self.models)
+            and (not self.about or about in self.about)
+        )
 
     def secret(self) -> Secret | None:
         """What signs; read each time, so that it can be changed while the server runs."""
@@ -74,6 +81,8 @@ class Targets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Hosts, addresses and networks that may be called."""
     name: str = "driftgate"
     """Of this installation, in what is told."""
+    link: str = ""
+    """URL that people and programs reach it by, in what is told."""
 
     @property
     def allowed(self) -> Allowed:
@@ -114,6 +123,8 @@ def _problems(found: Targets) -> Iterator[str]:
                 ipaddress.ip_network(entry)
             except ValueError:
                 yield f"allow: {entry!r} is no network"
+    if found.link and urlsplit(found.link).scheme not in {"https", "http"}:
+        yield f"link: {found.link!r}: must be a URL, https://HOST"
     for target in found.targets:
         yield from _problems_of(target, found)
 

@@ -107,6 +107,7 @@ class Webhooks:
     ) -> None:
         self._targets = targets
         self._chosen = chosen
+        self._link = targets.link
         self._allowed = targets.allowed
         self._log = log
         self._dead_letters = dead_letters
@@ -135,7 +136,10 @@ class Webhooks:
             if episode.opened >= since and episode.state == "open":
                 for target in self._targets.targets:
                     if target.name not in episode.delivered:
-                        self._tell(target, Message("opened", episode.opened, episode, self._source))
+                        self._tell(
+                            target,
+                            Message("opened", episode.opened, episode, self._source, self._link),
+                        )
 
     def stop(self) -> None:
         """End. What was not told yet is told after the next start, if that is soon."""
@@ -166,14 +170,17 @@ class Webhooks:
     def happened(self, happened: Event, episode: Episode) -> None:
         """An event of the log, told to whoever wants to know. Never waits."""
         for target in self._targets.targets:
-            if target.wants(happened.event, episode.model):
-                self._tell(target, Message(happened.event, happened.time, episode, self._source))
+            if target.wants(happened.event, episode.model, episode.about):
+                self._tell(
+                    target,
+                    Message(happened.event, happened.time, episode, self._source, self._link),
+                )
 
     def _tell(self, target: Target, message: Message) -> None:
         chosen = self._chosen(message.episode.model)
         if chosen is not None and target.name not in chosen:
             return
-        if not target.wants(message.kind, message.episode.model):
+        if not target.wants(message.kind, message.episode.model, message.episode.about):
             return
         if self._waiting >= QUEUE_MAX or not self._thread.is_alive():
             self._meters.refused.add()

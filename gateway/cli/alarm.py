@@ -97,7 +97,7 @@ async def _tell(read: Any, chosen: list[Any]) -> list[dict[str, Any]]:
     about = ("driftgate-test", 1, "test", int(now))
     reason = "a test: nothing is wrong"
     message = Message(
-        "test", now, Episode(identity(*about), *about, reason, now, now, {}), read.name
+        "test", now, Episode(identity(*about), *about, reason, now, now, {}), read.name, read.link
     )
 
     async def one(target: Any) -> dict[str, Any]:

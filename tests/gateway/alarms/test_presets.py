@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.alarms import presets, targets
@@ -38,6 +39,22 @@ def test_the_default_is_a_cloud_event() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event["time"])
     assert event["data"]["reason"] == "PSI 0.41 <b>"
     assert "driftgate drift" in event["data"]["runbook"]
+
+
+def test_what_is_told_says_what_of_what_when_and_where_to_look() -> None:
+    """Model, version, monitor, episode, reason, window and a link: enough to start a retraining."""
+    data, _ = written("airflow")
+    conf = data["conf"]
+    assert (conf["model"], conf["version"], conf["episode"]) == ("fraud", 7, 2)
+    assert (conf["about"], conf["link"]) == ("inputs", "/drift/fraud?version=7")
+    assert conf["window"]["since"] < conf["window"]["until"] == conf["opened"]
+    about = ("fraud", 7, "labels:loss", 1)
+    details = {"until": 1e9 - 30}
+    labels = Episode(identity(*about), *about, "accuracy fell", 1e9, 1e9 - 60, details)
+    told = Message("opened", 1e9, labels, "shop", "https://serving.example.com/").data
+    assert told["about"] == "labels"
+    assert told["link"] == "https://serving.example.com/drift/fraud/performance?version=7"
+    assert told["window"]["until"] < told["opened"]
 
 
 def test_the_same_episode_has_the_same_key_everywhere() -> None:
@@ -124,9 +141,12 @@ def test_a_file_of_targets_is_read(tmp_path: Path) -> None:
     secret = target.secret()
     assert secret is not None
     assert secret.reveal() == "one"
-    assert target.wants("opened", "fraud")
-    assert not target.wants("opened", "other")
-    assert not target.wants("passed", "fraud")
+    assert target.wants("opened", "fraud", "inputs")
+    assert not target.wants("opened", "other", "inputs")
+    assert not target.wants("passed", "fraud", "inputs")
+    only = msgspec.structs.replace(target, about=("labels",))
+    assert only.wants("opened", "fraud", "labels")
+    assert not only.wants("opened", "fraud", "inputs")
     (tmp_path / "secret").write_text("two")
     assert (changed := target.secret()) is not None
     assert changed.reveal() == "two"
