@@ -97,7 +97,7 @@ def is_sampled(registry: Path, user: str) -> bool:
 
 
 def ask(server: Server, users: list[str]) -> dict[str, dict[str, str]]:
-    """Ask m as each user over four protocols; by user and request id, what was decided."""
+    """Ask m as each user over five protocols; by user and request id, what was decided."""
     decisions: dict[str, dict[str, str]] = {}
     message = pb.ModelInferRequest(model_name="m")
     message.inputs.add(name="x", datatype="FP32", shape=[2]).contents.fp32_contents.extend([7, 8])
@@ -116,6 +116,10 @@ def ask(server: Server, users: list[str]) -> dict[str, dict[str, str]]:
                     key = f"{user}/{answer.headers['x-request-id']}"
                     decisions[key] = said(answer.headers["x-driftgate-decision"])
                 http.post("/v2/models/plain/infer", json=BODY)
+                answer = http.post("/v2/models/m/infer_stream", content=packed * 2, headers=kind)
+                for k, document in enumerate(msgpack.Unpacker(io.BytesIO(answer.content))):
+                    key = f"{user}/{answer.headers['x-request-id']}.{k}"
+                    decisions[key] = said(document["parameters"]["x-driftgate-decision"])
             about["x-request-id"] = f"grpc-{len(decisions)}"
             _, call = unary.with_call(message.SerializeToString(), metadata=[*about.items()])
             trailing = dict(call.trailing_metadata())
