@@ -8,7 +8,7 @@ refused still counts against the variant that was assigned.
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
 from gateway.errors import BreakerOpenError, DeadlineError, GatewayError, UnsupportedError
@@ -25,6 +25,8 @@ LEFT_S_MIN = 0.001
 """With less time left nobody else is asked."""
 _OURS = 500
 """Statuses from here on are not the client's doing."""
+
+_UNWATCHED = nullcontext()
 
 State = Literal["closed", "open", "half_open"]
 Variants = Callable[[], Mapping[int, Variant]]
@@ -231,7 +233,6 @@ class Breakers:
         refused = BreakerOpenError(variant.model, variant.version)
         return self.hop(routing, variant, refused, variants)
 
-    @contextmanager
     def around(
         self,
         routing: Routing,
@@ -239,7 +240,7 @@ class Breakers:
         decision: Decision,
         budget: Budget,
         variants: Variants,
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Around a request to a variant: how it ends is counted, and may open the breaker.
 
         That of a client who named the variant is not: whoever tries out a version on purpose does
@@ -247,13 +248,23 @@ class Breakers:
         """
         rules = routing.route.breaker
         if rules is None or decision.choice.traffic == "pinned":
-            yield
-            return
-        model, version = variant.model, variant.version
+            return _UNWATCHED
+        # By name and number: its session closes when the request has let go of the variant.
+        return self._watched(routing, rules, variant.model, variant.version, budget, variants)
+
+    @contextmanager
+    def _watched(
+        self,
+        routing: Routing,
+        rules: routes.Breaker,
+        model: str,
+        version: int,
+        budget: Budget,
+        variants: Variants,
+    ) -> Iterator[None]:
         breaker = self._all.get((model, version))
         if breaker is None:
             breaker = self._all[model, version] = Breaker(self._clock)
-        del variant  # Its session closes when the request has let go of it.
         is_probe, is_failure = breaker.enter(rules), None
         try:
             yield

@@ -410,7 +410,8 @@ _METADATA = _object({
     "outputs": _list_of(_TENSOR),
 })  # fmt: skip
 _ABOUT_VERSION = _object(
-    {"version": _COUNT, "state": _TEXT, "reason": {"type": ["string", "null"]}}
+    {"version": _COUNT, "state": _TEXT, "reason": {"type": ["string", "null"]}},
+    {"breaker": {"enum": ["closed", "open", "half_open"]}},
 )
 _ABOUT_MODEL = _object({
     "name": _NAME,

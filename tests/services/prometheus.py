@@ -116,7 +116,12 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
     ),
     "DriftgateShedding": (
         [series("driftgate_shed_total", "0+60x90", **VERSION, reason="queue_full")],
-        [series("driftgate_shed_total", "0+60x90", **VERSION, reason="client_gone")],
+        [series("driftgate_shed_total", "0+60x90", **VERSION, reason="client_gone"),
+         series("driftgate_shed_total", "0+60x90", model="m", version="", reason="rate_limited")],
+    ),
+    "DriftgateBreakerOpen": (
+        [series("driftgate_breaker_open", "1x90", **VERSION)],
+        [series("driftgate_breaker_open", "0x90", **VERSION)],
     ),
     "DriftgateVersionRefused": (
         [series("driftgate_versions_refused", "1x90", **MODEL)],

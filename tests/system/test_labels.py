@@ -93,16 +93,18 @@ def test_predictions_are_kept_under_the_id_that_was_answered(
         headers={"content-type": "application/msgpack", "x-request-id": "stream"},
     )
     assert streamed.status_code == 200
-    ask_by_grpc(server.wait_for("ready")["grpc_url"], "by-grpc")
+    made_by_grpc = ask_by_grpc(server.wait_for("ready")["grpc_url"], "by-grpc")
 
     answer = send(client, [
         {"id": made, "label": [0, 1, 1]},
         {"id": "own/4711/2", "label": 1},
         {"id": "stream.1", "label": 0, "model": "m"},
         {"id": "by-grpc/0", "label": 1, "model": "m"},
+        {"id": made_by_grpc, "label": 1, "model": "m"},
+        {"id": "by-grpc.1/0", "label": 1, "model": "m"},
     ])  # fmt: skip
 
-    assert counts(answer) == {"joined": 6}
+    assert counts(answer) == {"joined": 8}
     found = {(row.request, row.row): row for row in server.store.joined("m")}
     assert [found[made, k].outputs for k in range(3)] == [{"y": 0.25}, {"y": 0.5}, {"y": 1.0}]
     assert (found[made, 0].variant, found[made, 0].traffic) == ("champion", "primary")
@@ -111,7 +113,8 @@ def test_predictions_are_kept_under_the_id_that_was_answered(
     assert found["by-grpc", 0].outputs == {"y": 0.5}
 
 
-def ask_by_grpc(address: str, name: str) -> None:
+def ask_by_grpc(address: str, name: str) -> str:
+    """By this id, without one, and in a stream of two; the id that was made."""
     import grpc
 
     from gateway.protocol.stubs import inference_pb2 as pb
@@ -121,7 +124,12 @@ def ask_by_grpc(address: str, name: str) -> None:
     given.contents.fp32_contents.append(0.5)
     with grpc.insecure_channel(address) as channel:
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        infer(message.SerializeToString(), metadata=(("x-request-id", name),), timeout=20)
+        sent, metadata = message.SerializeToString(), (("x-request-id", name),)
+        infer(sent, metadata=metadata, timeout=20)
+        _, call = infer.with_call(sent, timeout=20)
+        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        assert len(list(stream(iter([sent, sent]), metadata=metadata, timeout=20))) == 2
+        return str(dict(call.trailing_metadata())["x-request-id"])
 
 
 def test_every_verdict_is_told_with_its_reason(server: Server, client: httpx.Client) -> None:
