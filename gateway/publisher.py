@@ -6,7 +6,7 @@ one rename. Publishing is not deploying: whether traffic moves is written in rev
 
 import contextlib
 import getpass
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -136,25 +136,62 @@ def publish(
         raise BadRequestError(f"version {version}: must be a positive number")
     try:
         key = None if sign is None else trust.read_private_key(sign)
-        if not registry.is_dir():
-            raise BadRequestError(f"registry {str(registry)!r}: no such directory")
+        is_made = _make(registry)
         store.make_directory(registry / model)
         with Staging(registry / model) as staging:
             draft = _stage(
                 staging, file, progress, reference=reference, warmup=warmup, golden=golden,
                 labels=labels, target=target,
             )  # fmt: skip
+            if is_made:
+                draft.problems.append(f"registry {str(registry)!r} was not there: it was made")
             progress("publishing", 0.0)
             described = _describe(model, draft, lineage or {}, tags or {})
             revisions = Revisions(state_dir or registry / ".driftgate")
             if alias is not None:
                 _hold(revisions, registry, model, via)
-            made = _place(staging, registry / model, described, draft, version, key)
+            with _turn(registry / model):
+                made = _place(staging, registry / model, described, draft, version, key)
         return made if alias is None else _named(made, revisions, registry, alias, via)
     except WriteError as error:
         raise StorageError(f"not published: {error}") from None
     except RegistryError as error:
         raise BadRequestError(str(error)) from None
+
+
+def _make(registry: Path) -> bool:
+    """Make a registry that is not there, if only its last part is missing: else it is a slip.
+
+    Raises
+    ------
+    BadRequestError
+    """
+    if registry.is_dir():
+        return False
+    if registry.exists():
+        raise BadRequestError(f"registry {str(registry)!r}: not a directory")
+    if not registry.absolute().parent.is_dir():
+        raise BadRequestError(
+            f"registry {str(registry)!r}: no such directory, nor the one that it would be in;"
+            " make that, or name another with --registry"
+        )
+    store.make_directory(registry)
+    return True
+
+
+@contextlib.contextmanager
+def _turn(model: Path) -> Iterator[None]:
+    """Look and take a number while nobody else does, or two could take one each for equal files.
+
+    Where there are no locks numbers are exclusive all the same.
+    """
+    lease = store.Lease(model / ".publish.lock")
+    with contextlib.suppress(WriteError):
+        lease.acquire(wait=True)
+    try:
+        yield
+    finally:
+        lease.release(remove=True)
 
 
 def _stage(

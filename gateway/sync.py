@@ -27,6 +27,7 @@ from gateway.errors import (
     VersionNotFoundError,
 )
 from gateway.loader import Loader
+from gateway.looks import Looks
 from gateway.monitored import said_of
 from gateway.observer import Observer
 from gateway.place import Place
@@ -35,7 +36,7 @@ from gateway.router import Model, Routing, Variant
 from gateway.sessions import Sessions
 from gateway.telemetry import SWAPS, Sample, event
 from registry import catalog, changes, trust, workers
-from registry.catalog import Catalog, Reader, VersionFiles
+from registry.catalog import Catalog, VersionFiles
 from registry.errors import RegistryError, WriteError
 from registry.revisions import EMPTY, ModelState, Revision, Revisions
 from registry.signature import Signature
@@ -46,8 +47,6 @@ _FOLLOWED = ModelState()
 """A model that no revision speaks of follows its highest version."""
 _BEAT_S = 1.0
 _SETTLING_S = 0.1
-_LOOK_SHARE = 200
-"""The next look at a large registry comes so many times later as the last one took."""
 _WARM_MAX = 64
 """So many sessions are opened before anybody asks; in larger registries the first call does it."""
 _RETRY_S_MAX = 30.0
@@ -82,7 +81,8 @@ class Sync:
         self._observer = observer
         self._slot = 0 if place is None else place.slot
         self._server = "" if place is None else place.server
-        self._reader = Reader(Path(config.registry), settle_s=config.sync.settle_s)
+        others = None if place is None or place.n_workers == 1 else place.run_dir
+        self._looks = Looks(Path(config.registry), config.sync.settle_s, others)
         self._revisions = Revisions(config.state_path)
         self._revision = EMPTY
         run_dir = None if place is None else place.run_dir
@@ -95,14 +95,14 @@ class Sync:
             Loader(config, self._scratch, keys),
             run_dir,
             lambda name: self._revision.models.get(name, _FOLLOWED),
-            self._reader.admit,
+            self._looks.reader.admit,
         )
         self._found = Catalog({}, ())
         self._brought: dict[str, _Brought] = {}
         self._moves: dict[str, int] = {}
         """Models that follow another version since that was last written down."""
-        self._look_due = 0.0
         self._is_stale = False
+        self._had_refused: set[str] = set()
         self._forgiven = 0
         """The revision whose newly named versions were last given another try."""
         self._watching: asyncio.Task[None] | None = None
@@ -167,18 +167,26 @@ class Sync:
 
     async def refresh(self) -> None:
         """Look at registry and revisions once, and bring the table in line with them."""
-        found, revision = await asyncio.to_thread(self._look)
-        self._requalify(await asyncio.to_thread(self.sessions.quarantine.look))
-        is_news = found != self._found or revision.number != self._seen_revision()
+        found, revision, suspected, is_news = await asyncio.to_thread(self._survey)
+        self._requalify(suspected)
         if is_news or self._is_stale:
             self._is_stale = False
             await self._bring(found, revision)
             self._say_ready()
-        else:
-            await self._warm_one()
+        elif not await self._warm_one():
+            return
         if self._moves:
             await asyncio.to_thread(self._record_moves)
         await asyncio.to_thread(self._beat)
+
+    def _survey(self) -> tuple[Catalog, Revision, set[str], bool]:
+        """All that a thread does while nothing is new: most of the time that is all there is."""
+        found, revision = self._look()
+        suspected = self.sessions.quarantine.look()
+        is_news = found != self._found or revision.number != self._seen_revision()
+        if not is_news:
+            self._beat()
+        return found, revision, suspected, is_news
 
     def _requalify(self, models: Iterable[str]) -> None:
         """Choose anew for models of which a version has come into quarantine, or left it."""
@@ -222,15 +230,16 @@ class Sync:
             finally:
                 lease.release()
 
-    async def _warm_one(self) -> None:
+    async def _warm_one(self) -> bool:
         """Open one version that would answer and is not open yet, as long as these are few."""
         if len(self.sessions) >= _WARM_MAX:
-            return
+            return False
         for name, model in self._plane.table.models.items():
             if model.champion is None and model.default is not None:
                 with contextlib.suppress(GatewayError):  # said and kept by open_version
                     await self.open_version(name, model.default)
-                return
+                return True
+        return False
 
     def _seen_revision(self) -> int:
         """The newest revision that there is nothing left to do about, for now."""
@@ -243,7 +252,7 @@ class Sync:
     def _look_first(self) -> tuple[Catalog, Revision]:
         """As `_look`; a registry that cannot be read at the start is an error."""
         try:
-            found = self._reader.look()
+            found = self._looks.look(at_once=True)
         except RegistryError as error:
             raise StartError(f"registry {self._config.registry!r}: {error}") from None
         return found, self._head()
@@ -251,15 +260,11 @@ class Sync:
     def _look(self) -> tuple[Catalog, Revision]:
         """What is there now; where it cannot be read, what was there before."""
         found = self._found
-        start = time.monotonic()
-        if start < self._look_due:
-            return found, self._head()
         try:
-            found = self._reader.look()
+            found = self._looks.look()
         except RegistryError as error:
             self._degrade("registry", str(error))
         else:
-            self._look_due = start + _LOOK_SHARE * (time.monotonic() - start)
             changed = ", ".join(f"{name} {number}" for name, number in sorted(found.changed))
             self._degrade("registry", "")
             self._degrade("changed", changed)
@@ -362,14 +367,15 @@ class Sync:
         return Routing(name, before.state, self._revision.number, self._plane.telemetry)
 
     async def _prepare(self, states: Mapping[str, ModelState]) -> list[str]:
-        """Open every version that these states need; why some could not be."""
+        """Open every version that these states need; why some could not be that must."""
         problems: list[str] = []
         for name, state in states.items():
             for number in sorted(state.needed):
                 try:
                     await self.sessions.opened(name, number)
                 except GatewayError as error:
-                    problems.append(f"model {name!r} version {number}: {error}")
+                    if number in state.required:
+                        problems.append(f"model {name!r} version {number}: {error}")
         return problems
 
     def _reject(self, number: int, reason: str) -> None:
@@ -524,8 +530,11 @@ class Sync:
     # -- what is told about it
 
     def refused_samples(self) -> "list[Sample]":
-        """Refused versions by model, for the exposition."""
-        return [((model.name,), len(model.refused)) for model in self._plane.table.models.values()]
+        """Refused versions of each model that ever had one, for the exposition."""
+        models = self._plane.table.models
+        self._had_refused |= {name for name, model in models.items() if model.refused}
+        # Not a zero for each of a thousand models: with several workers it is said every second.
+        return [((name,), len(models[name].refused)) for name in self._had_refused & {*models}]
 
     def revision_samples(self) -> "list[Sample]":
         """The revision in force, and the newest that was refused."""

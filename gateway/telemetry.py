@@ -313,7 +313,7 @@ REFUSED = _declare(
     Family(
         "driftgate_versions_refused",
         "gauge",
-        "Versions in the registry that could not be opened.",
+        "Versions in the registry that could not be opened; no series before the first.",
         ("model",),
     )
 )

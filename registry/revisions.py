@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -34,6 +34,8 @@ revision writes none."""
 DIRECTORY = "revisions"
 HEAD = "HEAD"
 BYTES_MAX = 64 << 20
+PREVIOUS = "previous"
+"""The alias of the champion before; whoever promotes keeps it."""
 _FILE = re.compile(r"([0-9]{8,18})\.json", re.ASCII)
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 
@@ -70,13 +72,22 @@ class ModelState(
     @property
     def needed(self) -> set[int]:
         """Versions that every worker has open."""
+        return self._named(self.aliases)
+
+    @property
+    def required(self) -> set[int]:
+        """Those without which it is not put in force: a way back that is gone bars no way on."""
+        return self._named({alias: n for alias, n in self.aliases.items() if alias != PREVIOUS})
+
+    def _named(self, aliases: Mapping[str, int]) -> set[int]:
         if self.loaded is False:
             return set()
-        if self.follow:
-            return set(self.pins)
-        named = () if self.route is None else targets(self.route)
-        by_number = {to for _, to in named if isinstance(to, int)}
-        return {*self.aliases.values(), *self.pins, *by_number}
+        routed = () if self.route is None else (to for _, to in targets(self.route))
+        found = {aliases.get(to) if isinstance(to, str) else to for to in routed if to != CHAMPION}
+        found |= set(self.pins)
+        if not self.follow:  # Else names are of those that answered; they stay if there is room.
+            found |= set(aliases.values())
+        return {number for number in found if number is not None}
 
     def default(self, versions: Sequence[int]) -> int | None:
         """The version that answers when none is named, of those that there are."""

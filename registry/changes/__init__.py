@@ -22,7 +22,6 @@ from registry.changes.differences import (
     undo_of,
 )
 from registry.changes.kinds import (
-    PREVIOUS,
     Alias,
     AlterMonitor,
     Change,
@@ -48,7 +47,7 @@ from registry.changes.kinds import (
 )
 from registry.changes.known import Known, Models, OnDisk, champion, managed
 from registry.errors import ChangeError, ConflictError, PreconditionError, RegistryError
-from registry.revisions import FORMAT, Revision, Revisions
+from registry.revisions import FORMAT, PREVIOUS, Revision, Revisions
 
 __all__ = [
     "FOLLOW", "OVER", "PREVIOUS",

@@ -10,10 +10,9 @@ import msgspec
 from registry import buckets, monitoring, routes
 from registry.changes.known import Known, Models, managed, require, state_of, suggestion
 from registry.errors import ChangeError, NotThereError
-from registry.revisions import ModelState, Revision
+from registry.revisions import PREVIOUS, ModelState, Revision
 from registry.routes import CHAMPION, Route
 
-PREVIOUS = "previous"
 _replace = msgspec.structs.replace
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from gateway.errors import (
     VersionTakenError,
     VersionWithdrawnError,
 )
-from gateway.publisher import publish
+from gateway.publisher import Published, publish
 from monitors import Profile
 from registry import catalog, manifest, store, trust
 from registry.catalog import VersionFiles
@@ -357,7 +358,7 @@ import sys
 from pathlib import Path
 from gateway import admission
 from gateway.admission import Admitted
-from gateway.publisher import publish
+from gateway.publisher import Published, publish
 from registry.manifest import Runtime, SignatureEntry
 
 admission.admit = lambda _: Admitted(SignatureEntry((), ()), Runtime(), 0.1, 0.1, 1, ())
@@ -401,7 +402,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 from gateway import admission
 from gateway.admission import Admitted
-from gateway.publisher import publish
+from gateway.publisher import Published, publish
 from registry import store
 from registry.manifest import Runtime, SignatureEntry
 
@@ -584,3 +585,39 @@ def test_lineage_may_hold_anything_that_json_holds(tmp_path: Path, registry: Pat
     described = catalog.read_manifest("fraud", 1, files.directory)
     assert described is not None
     assert described.lineage.items() >= lineage.items()
+
+
+def test_equal_files_are_one_version_also_when_one_publisher_names_a_number(
+    tmp_path: Path, registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who comes while another is about to take 5 is told 5, and does not take 1."""
+    file = tmp_path / "m.onnx"
+    file.write_bytes(models.constant(1))
+    second: list[Published] = []
+    other = threading.Thread(target=lambda: second.append(publish(registry, "fraud", file)))
+
+    def step(name: str) -> None:
+        if name == "rename directory" and not other.ident:
+            other.start()
+            other.join(2)  # Long enough to take a number, if it may.
+
+    monkeypatch.setattr(store, "steps", step)
+    first = publish(registry, "fraud", file, version=5)
+    other.join(30)
+    assert (first.version, first.is_new) == (5, True)
+    assert [(made.version, made.is_new) for made in second] == [(5, False)]
+    assert not [*(registry / "fraud").glob(".publish*")], "nothing is left over"
+
+
+def test_a_registry_is_made_if_only_its_last_part_is_missing(tmp_path: Path) -> None:
+    """As a first publish finds it; what looks like a slip is told instead."""
+    file = tmp_path / "m.onnx"
+    file.write_bytes(models.constant(1))
+    made = publish(tmp_path / "new", "fraud", file)
+    assert (made.version, len(made.problems)) == (1, 1)
+    assert "it was made" in made.problems[0]
+    assert publish(tmp_path / "new", "fraud", file).problems == ()
+    for path, why in ((tmp_path / "a" / "b", "nor the one"), (file, "not a directory")):
+        with pytest.raises(BadRequestError, match=why):
+            publish(path, "fraud", file)
+    assert not (tmp_path / "a").exists()

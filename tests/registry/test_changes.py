@@ -360,6 +360,24 @@ def test_unloading_takes_pins_and_leaves_names_and_loading_says_what_is_open(des
             desk.do(change)
 
 
+def test_what_must_be_open_is_what_answers_and_a_lost_way_back_bars_no_way_on(desk: Desk) -> None:
+    """Aliases of who has taken the wheel, what a route names under follow too; `previous` may be
+    gone."""
+    desk.do(Promote("fraud", 6))
+    desk.do(Promote("fraud", 7))
+    assert (desk.state().needed, desk.state().required) == ({6, 7}, {7})
+    desk.do(Alias("fraud", "blue", 9))
+    route = routes.parse_one(
+        "fraud",
+        {"split": [{"to": "champion", "weight": "rest"}, {"to": 8, "weight": 5}],
+         "fallback": {"to": ["previous"], "on": ["error"]}},
+    )  # fmt: skip
+    desk.do(PutRoute("fraud", route))
+    assert (desk.state().needed, desk.state().required) == ({6, 7, 8, 9}, {7, 8, 9})
+    desk.do(Follow("fraud"))
+    assert (desk.state().needed, desk.state().required) == ({6, 8}, {8})
+
+
 def test_a_rollback_ends_a_rollout_that_bakes(desk: Desk) -> None:
     """Nothing has to be aborted first when the new champion turns out bad."""
     desk.do(Promote("fraud", 7))
