@@ -57,7 +57,10 @@ $(CLIENTS)/perf_analyzer/.installed: tests/clients/requirements-perf_analyzer.tx
 
 SERVICES := .venv-services
 
-test-services: $(SERVICES)/.installed  ## real PostgreSQL, Prometheus and readers of Parquet (ARGS=postgres for one)
+READERS := .venv-readers
+.PHONY: readers
+
+test-services: $(SERVICES)/.installed readers  ## real PostgreSQL, Prometheus and readers of Parquet (ARGS=postgres for one)
 	$(SERVICES)/bin/python -m tests.services $(ARGS)
 
 $(SERVICES)/.installed: pyproject.toml constraints.txt tests/services/requirements.txt
@@ -65,6 +68,16 @@ $(SERVICES)/.installed: pyproject.toml constraints.txt tests/services/requiremen
 	@echo '*' > $(SERVICES)/.gitignore
 	$(SERVICES)/bin/python -m pip install --quiet --constraint constraints.txt \
 	  --editable '.[dev,postgres,parquet]' --requirement tests/services/requirements.txt
+	@touch $@
+
+# Gigabytes that only read what is exported: where they cannot be had, that part is skipped.
+readers:
+	@for name in evidently nannyml; do $(MAKE) --silent $(READERS)/$$name/.installed || echo "$$name cannot be installed here"; done
+
+$(READERS)/%/.installed: tests/services/requirements-%.txt
+	@mkdir -p $(READERS) && echo '*' > $(READERS)/.gitignore
+	$(PYTHON) -m venv --clear $(READERS)/$*
+	$(READERS)/$*/bin/python -m pip install --quiet --no-deps --requirement $<
 	@touch $@
 
 check: $(INSTALLED)  ## format, lint, types, import contract
@@ -94,4 +107,4 @@ stubs: .venv-stubs/bin/python  ## generate the protobuf messages from inference.
 	.venv-stubs/bin/python -m grpc_tools.protoc -I $(STUBS) --python_out=$(STUBS) --pyi_out=$(STUBS) inference.proto
 
 clean:  ## remove what the recipes made
-	rm -rf $(VENV) .venv-stubs $(CLIENTS) $(SERVICES) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist
+	rm -rf $(VENV) .venv-stubs $(CLIENTS) $(SERVICES) $(READERS) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist

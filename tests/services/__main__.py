@@ -178,10 +178,18 @@ def parquet() -> int:
     return pytest("tests/services/parquet.py")
 
 
+def readers() -> int:
+    """The recipes of the page on exports, by Evidently and NannyML in environments of their own."""
+    if not list((ROOT / ".venv-readers").glob("*/.installed")):
+        raise SkippedError("neither Evidently nor NannyML could be installed")
+    return pytest("tests/services/readers.py")
+
+
 SUITES: dict[str, Callable[[], int]] = {
     "postgres": postgres,
     "prometheus": prometheus,
     "parquet": parquet,
+    "readers": readers,
 }
 
 
