@@ -162,6 +162,15 @@ class Sessions:
             if key in self._refused and self._refused[key][0] != files.fingerprint:
                 del self._refused[key]
 
+    def ran(self) -> list[tuple[Key, float]]:
+        """When each version last ran, by `time.monotonic`; 0: never."""
+        return [(key, work.ran_at) for key, work in list(self._work.items())]
+
+    def has_room(self, name: str, version: int) -> bool:
+        """Whether a version can be opened and nothing has to leave for it."""
+        wanted = memory.estimate(_size(self.files[name, version]))
+        return self.ledger.victims(wanted, ()) is not None
+
     def forgive(self, name: str, version: int) -> None:
         """Try a version again that was refused, or is in quarantine."""
         self._refused.pop((name, version), None)

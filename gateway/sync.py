@@ -22,6 +22,7 @@ from gateway.config import ServerConfig
 from gateway.errors import (
     GatewayError,
     ModelNotFoundError,
+    NoMemoryError,
     NotReadyError,
     StartError,
     VersionNotFoundError,
@@ -35,6 +36,7 @@ from gateway.prediction import DataPlane
 from gateway.router import Model, Routing, Variant
 from gateway.sessions import Sessions
 from gateway.telemetry import SWAPS, Sample, event
+from gateway.uses import Uses
 from registry import catalog, changes, trust, workers
 from registry.catalog import Catalog, VersionFiles
 from registry.errors import RegistryError, WriteError
@@ -86,6 +88,7 @@ class Sync:
         self._revisions = Revisions(config.state_path)
         self._revision = EMPTY
         run_dir = None if place is None else place.run_dir
+        self._uses = Uses((run_dir or config.run_path) / "uses", str(self._slot))
         self._scratch = (run_dir or config.run_path) / "versions"
         keys = read_trusted(config) if config.trust else None
         self.sessions = Sessions(
@@ -131,6 +134,7 @@ class Sync:
         """Open what routes need, then as much else as the start may take; then be ready."""
         await asyncio.to_thread(loader.sweep, self._scratch)
         await self.sessions.start()
+        await asyncio.to_thread(self._uses.start)
         self._requalify(await asyncio.to_thread(self.sessions.quarantine.look))
         found, revision = await asyncio.to_thread(self._look_first)
         settled_by = time.monotonic() + self._config.sync.settle_s + 0.2
@@ -142,11 +146,25 @@ class Sync:
             event("entry_skipped", logging.WARNING, reason=problem)
         until = time.monotonic() + self._config.sync.start_s_max
         await self._bring(found, revision, until)
+        await self._open_recent(until)
         table = replace(self._plane.table, is_complete=True)
         self._plane.table = table
         self._say_ready()
         await asyncio.to_thread(self._beat)
         self._watching = asyncio.create_task(self._watch())
+
+    async def _open_recent(self, until: float) -> None:
+        """Open what was called last before the start, as long as there is time and room."""
+        for name, number in self._uses.recent():
+            model = self._plane.table.models.get(name)
+            is_free = model is not None and number in model.versions and not model.is_unloaded
+            if model is None or not is_free or number in {*model.variants, *model.refused}:
+                continue
+            del model
+            if time.monotonic() > until or not self.sessions.has_room(name, number):
+                return
+            with contextlib.suppress(GatewayError):  # said and kept by open_version
+                await self.open_version(name, number)
 
     async def close(self) -> None:
         """Finish what waits, and end the sessions' threads."""
@@ -154,6 +172,7 @@ class Sync:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+        await asyncio.to_thread(self._uses.note, self.sessions.ran(), at_once=True)
         await self.sessions.close()
         workers.forget(self._config.state_path, self._heartbeat().name)
 
@@ -183,6 +202,7 @@ class Sync:
         """All that a thread does while nothing is new: most of the time that is all there is."""
         found, revision = self._look()
         suspected = self.sessions.quarantine.look()
+        self._uses.note(self.sessions.ran())
         is_news = found != self._found or revision.number != self._seen_revision()
         if not is_news:
             self._beat()
@@ -315,6 +335,9 @@ class Sync:
             for name in sorted({*found.models, *self._plane.table.models})
         }
         changed = [name for name in wanted if self._brought.get(name) != wanted[name]]
+        if until is not None:
+            order = {name: -k for k, (name, _) in enumerate(reversed(self._uses.recent()))}
+            changed.sort(key=lambda name: order.get(name, 1))
         if revision.number > self._forgiven:
             self._forgiven = revision.number
             self._forgive(wanted)
@@ -454,6 +477,8 @@ class Sync:
                 return
             try:
                 variant = await self.sessions.opened(name, number)
+            except NoMemoryError:
+                return  # Its first call asks for the room again; a lower version is no answer.
             except GatewayError:
                 continue  # said and kept by open_version; the next lower one is tried
             if champion is not None and (why := _misfit(champion.signature, variant.signature)):

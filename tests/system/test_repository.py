@@ -130,3 +130,21 @@ def test_where_no_revision_can_be_written_nothing_is_loaded_or_unloaded(tmp_path
         assert answers(server) == {1}
         (tmp_path / ".driftgate" / "revisions").unlink()
         assert told(server, "m/unload").status_code == 200, "it heals by itself"
+
+
+def test_a_start_opens_first_what_was_used_last(tmp_path: Path) -> None:
+    """Pinned versions, then models by their last call, and what was called by number."""
+    for name in ("a", "b", "c", "m"):
+        for version in (1, 2):
+            models.put(tmp_path, name, version, models.constant(version))
+
+    def opened(server: Server) -> list[str]:
+        return [f"{e['model']}@{e['version']}" for e in server.events("version_opened")]
+
+    with serve(tmp_path) as server:
+        assert opened(server) == ["a@2", "b@2", "c@2", "m@2"]
+        assert answers(server, "c") == {2}
+        assert answers(server, "m/versions/1") == {1}
+    assert driftgate("pin", "b", "1", "-r", str(tmp_path)).returncode == 0
+    with serve(tmp_path) as server:
+        assert opened(server) == ["b@1", "m@2", "c@2", "a@2", "b@2", "m@1"]
