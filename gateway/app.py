@@ -49,6 +49,7 @@ from gateway.labelling import Labelling
 from gateway.labels import PredictionLog
 from gateway.labels.log import LogMeters
 from gateway.labels.rows import Bounds
+from gateway.limits import RATES_FILE, Rates
 from gateway.observer import Observer
 from gateway.outcomes import OutcomeReader
 from gateway.place import Place
@@ -118,6 +119,8 @@ class App:
         self.telemetry = Telemetry() if place is None else Telemetry(place.run_dir, place.name)
         tap = Tap(config.monitor.tap_rows_max, config.monitor.tap_bytes_max)
         self.plane = DataPlane(config, self.telemetry, tap)
+        if place is not None and place.run_dir is not None:
+            self.plane.rates = Rates(place.run_dir / RATES_FILE)
         self.alarms = AlarmLog(
             config.state_path / "alarms.jsonl", hold_off_s=config.alarms.hold_off_s
         )

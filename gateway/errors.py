@@ -367,15 +367,12 @@ class RateLimitedError(GatewayError):
     status = 429
     grpc_status = "RESOURCE_EXHAUSTED"
 
-    def __init__(
-        self, model: str, caller: str, rate_per_s: float, workers: int, wait_s: float
-    ) -> None:
+    def __init__(self, model: str, caller: str, rate_per_s: float, wait_s: float) -> None:
         self.retry_after_s = math.ceil(wait_s)
         kind, _, key = caller.partition(":")
         who = f"key {key}" if kind == "key" else "all who show no key, together,"
-        share = f", of which this worker serves {rate_per_s / workers:.3g}" if workers > 1 else ""
         super().__init__(
-            f"model {model!r}: {who} may make {rate_per_s:g} requests a second{share}"
+            f"model {model!r}: {who} may make {rate_per_s:g} requests a second"
             f" (limits.rate_per_s_max); the next one in {wait_s:.3g} s"
         )
 

@@ -23,7 +23,7 @@ from gateway.errors import (
 from gateway.exposures import Exposures
 from gateway.fallback import LEFT_S_MIN, Breakers, Budget
 from gateway.labels import Asked, Observed, PredictionLog
-from gateway.limits import Gate, refuse_rows
+from gateway.limits import Gate, Rates, refuse_rows
 from gateway.protocol.call import Answer, Call, Codec, choose, classified, n_rows, refuse_texts
 from gateway.recorder import Recorders, Taking
 from gateway.router import Choice, Decision, Headers, Look, Meters, Model, Routing, Table, Variant
@@ -109,6 +109,8 @@ class DataPlane:
         self.ids = RequestIds()
         self._large = asyncio.Semaphore(1)
         self.breakers = Breakers(telemetry, self._opened)
+        self.rates = Rates()
+        """Of callers; shared by the workers of a host, where there are some."""
         self._gates: dict[str, Gate] = {}
         self._meters: dict[tuple[str, int], dict[tuple[str, str], Meters]] = {}
 
@@ -143,7 +145,7 @@ class DataPlane:
     def gate(self, model: str) -> Gate:
         """Who is let in to a model."""
         if (gate := self._gates.get(model)) is None:
-            gate = self._gates[model] = Gate(model, self.config.workers)
+            gate = self._gates[model] = Gate(model, self.rates)
         return gate
 
     def meters_of(self, variant: Variant) -> list[Meters]:

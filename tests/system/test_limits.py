@@ -36,7 +36,7 @@ def test_a_key_gets_its_rate_and_no_more_over_http_and_grpc(tmp_path: Path) -> N
     file = tmp_path / "keys.json"
     admin = access.add(file, ["admin", "monitor"])[1]
     fast, slow = (access.add(file, ["predict"])[1] for _ in range(2))
-    limits = {"rate_per_s_max": 8, "burst_max": 2}
+    limits = {"rate_per_s_max": 4, "burst_max": 2}
 
     def bearer(key: str) -> dict[str, str]:
         return {"authorization": f"Bearer {key}"}
@@ -52,29 +52,27 @@ def test_a_key_gets_its_rate_and_no_more_over_http_and_grpc(tmp_path: Path) -> N
         def ask(client: httpx.Client, key: str) -> httpx.Response:
             return client.post("/v2/models/m/infer", json=ONE, headers=bearer(key))
 
-        # One connection is one worker's: one at once, of two, and four a second, of eight.
         with server.client() as one:
-            refused = next(a for _ in range(5) if (a := ask(one, fast)).status_code != 200)
+            refused = next(a for _ in range(9) if (a := ask(one, fast)).status_code != 200)
             assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
             assert refused.headers["retry-after"] == "1"
-            key_id = fast.split("_")[1]
             said = (
-                f"model 'm': key {key_id} may make 8 requests a second, of which this worker"
-                " serves 4 (limits.rate_per_s_max)"
+                f"model 'm': key {fast.split('_')[1]} may make 4 requests a second"
+                " (limits.rate_per_s_max)"
             )
             assert sentence(refused.json()["error"]) == said
             assert ask(one, slow).status_code == 200
             time.sleep(1.0)  # As it was told to: this is what is tested.
             assert ask(one, fast).status_code == 200
 
-        # New connections all the time, for a second and more: both workers, and the whole rate.
+        # A new connection each time, so of either worker: both together let in the one rate.
         start, n_ok, n_refused = time.monotonic(), 0, 0
         with server.client(limits=httpx.Limits(max_keepalive_connections=0)) as fresh:
-            while time.monotonic() - start < 1.2:
+            while time.monotonic() - start < 1.5:
                 ok = ask(fresh, slow).status_code == 200
                 n_ok, n_refused = n_ok + ok, n_refused + (not ok)
         took_s = time.monotonic() - start
-        assert 4 * took_s * 0.8 <= n_ok <= 2 + 8 * took_s + 1, (n_ok, n_refused)
+        assert 4 * 1.5 - 1 <= n_ok <= 2 + 4 * took_s, (n_ok, n_refused)
         assert n_refused > 0
 
         message = pb.ModelInferRequest(model_name="m")
