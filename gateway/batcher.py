@@ -78,7 +78,7 @@ class BatchMeters:
 
     __slots__ = (
         "ended", "gone", "late", "queue_s", "ran_at", "refused", "rows", "run_s", "shared_n",
-        "shared_s",
+        "shared_ns",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +91,8 @@ class BatchMeters:
         late: Counter,
         gone: Counter,
         ended: Counter,
+        shared_n: Counter,
+        shared_ns: Counter,
     ) -> None:
         self.queue_s = queue_s
         self.run_s = run_s
@@ -101,10 +103,10 @@ class BatchMeters:
         self.ended = ended
         self.ran_at = 0.0
         """When the newest batch started, by `time.monotonic`; 0: none has."""
-        self.shared_n = 0
+        self.shared_n = shared_n
         """Requests, beyond one a run, that had their run together with others."""
-        self.shared_s = 0.0
-        """Seconds of those runs, for each of these requests."""
+        self.shared_ns = shared_ns
+        """Nanoseconds of those runs, for each of these requests."""
 
 
 class Batcher:
@@ -427,8 +429,8 @@ class Batcher:
         self._meters.run_s.observe(run_s)
         self._meters.rows.observe(rows)
         if len(batch) > 1:
-            self._meters.shared_n += len(batch) - 1
-            self._meters.shared_s += run_s * (len(batch) - 1)
+            self._meters.shared_n.add(len(batch) - 1)
+            self._meters.shared_ns.add(int(run_s * (len(batch) - 1) * 1e9))
         self._row_s += 0.1 * (run_s / max(rows, 1) - self._row_s)
         for (waiting, _, stop), outcome in zip(batch, outcomes, strict=True):
             future = waiting.future

@@ -15,7 +15,9 @@ from registry.errors import WriteError
 from registry.store import Lease
 
 _SHARE = 300
-"""The next look comes so many times later as the last one took."""
+"""The next look comes so many times later as the last one took of a processor. A clock would count
+what others did meanwhile."""
+_PAUSE_S_MAX = 1.5
 _SMALL_S = 0.001
 """A look that takes no longer is made by every worker for itself."""
 _ALONE_S = 10.0
@@ -48,10 +50,11 @@ class Looks:
         start = time.monotonic()
         if not at_once and not self._is_due(start):
             return self._found
+        before = time.thread_time()
         found = self.reader.look()
         self._looked_at = start
-        self._took_s = time.monotonic() - start
-        self._due = start + _SHARE * self._took_s
+        self._took_s = time.thread_time() - before
+        self._due = start + min(_SHARE * self._took_s, _PAUSE_S_MAX)
         if found is not self._found:
             self._found = found
             self._tell()

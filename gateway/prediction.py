@@ -148,11 +148,6 @@ class DataPlane:
             gate = self._gates[model] = Gate(model, self.rates)
         return gate
 
-    def meters_of(self, variant: Variant) -> list[Meters]:
-        """Counts of all kinds of traffic that a variant has met."""
-        key = (variant.model, variant.version)
-        return [variant.meters, *self._meters.get(key, {}).values()]
-
     def meters(self, variant: Variant, choice: Choice) -> Meters:
         """Counts of a variant in a role; the series exist from the first such call on."""
         name = choice.variant

@@ -29,6 +29,12 @@ from registry.signature import Signature
 Headers = Sequence[tuple[bytes, bytes]]
 """Names in lower case and values, as they came."""
 
+FAILED_N, FAILED_NS = "failed_n", "failed_ns"
+"""Requests that failed, and nanoseconds until they did: no metrics, but asked for by protocols."""
+SHARED_N, SHARED_NS = "shared_n", "shared_ns"
+"""Requests, beyond one a run, that had their run together with others, and its nanoseconds."""
+NEWEST_RAN_MS = "newest_ran_ms"
+"""When a version ran last, in milliseconds since 1970."""
 _DRAWN_BYTES = 4096
 
 
@@ -65,14 +71,6 @@ class Work(Protocol):
         """Rows of each run."""
 
     @property
-    def shared_n(self) -> int:
-        """Requests, beyond one a run, that had their run together with others."""
-
-    @property
-    def shared_s(self) -> float:
-        """Seconds of those runs, for each of these requests."""
-
-    @property
     def ran_at(self) -> float:
         """When the newest run started, by `time.monotonic`; 0: none has."""
 
@@ -101,8 +99,8 @@ class Meters:
         self._telemetry = telemetry
         self._labels = (model, str(version), variant, traffic)
         self.ok: Counter = self.failed("ok")
-        self.failed_n = telemetry.cell()
-        self.failed_ns = telemetry.cell()
+        self.failed_n = telemetry.cell(FAILED_N, *self._labels)
+        self.failed_ns = telemetry.cell(FAILED_NS, *self._labels)
         self.seconds: Histogram = telemetry.histogram(REQUEST_SECONDS, *self._labels)
 
     def failed(self, code: str) -> Counter:

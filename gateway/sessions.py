@@ -38,7 +38,7 @@ from gateway.prediction import DataPlane
 from gateway.protocol import v2_json
 from gateway.protocol.call import Served
 from gateway.quarantine import Quarantine
-from gateway.router import Meters, Model, Variant
+from gateway.router import NEWEST_RAN_MS, SHARED_N, SHARED_NS, Meters, Model, Variant
 from gateway.runtime import Trial
 from gateway.tap import Observation
 from gateway.telemetry import (
@@ -165,6 +165,14 @@ class Sessions:
     def ran(self) -> list[tuple[Key, float]]:
         """When each version last ran, by `time.monotonic`; 0: never."""
         return [(key, work.ran_at) for key, work in list(self._work.items())]
+
+    def say_ran(self) -> None:
+        """Let other workers know when versions ran last; for the loop."""
+        since = time.time() - time.monotonic()
+        for (name, version), work in self._work.items():
+            if work.ran_at:
+                cell = self._plane.telemetry.cell(NEWEST_RAN_MS, name, str(version))
+                cell.cells[cell.at] = int((since + work.ran_at) * 1000)
 
     def has_room(self, name: str, version: int) -> bool:
         """Whether a version can be opened and nothing has to leave for it."""
@@ -429,6 +437,8 @@ class Sessions:
                 late=telemetry.counter(SHED, *labels, "deadline_exceeded"),
                 gone=telemetry.counter(SHED, *labels, "client_gone"),
                 ended=telemetry.counter(RUNS_ENDED, *labels),
+                shared_n=telemetry.cell(SHARED_N, *labels),
+                shared_ns=telemetry.cell(SHARED_NS, *labels),
             )
         observe, limits = self._tapped(name, version, signature), self._limits(name)
         batcher = Batcher(

@@ -188,6 +188,7 @@ class Sync:
         """Look at registry and revisions once, and bring the table in line with them."""
         found, revision, suspected, is_news = await asyncio.to_thread(self._survey)
         self._requalify(suspected)
+        self.sessions.say_ran()
         if is_news or self._is_stale:
             self._is_stale = False
             await self._bring(found, revision)

@@ -468,9 +468,33 @@ class Telemetry:
             if (known := self._meaning(name)) is not None
         ]
 
-    def cell(self) -> Counter:
-        """A count that belongs to no family: protocols ask for more than Prometheus is told."""
-        return self._loop_region.counter()
+    def cell(self, name: str = "", *labels: str) -> Counter:
+        """A count that belongs to no family: protocols ask for more than Prometheus is told.
+
+        Without a name it is this process's alone. Of one whose name starts with `newest_` the
+        highest of the host counts, not the sum.
+        """
+        return self._loop_region.counter(cell_name(name, *labels) if name else "")
+
+    def totals(self) -> Iterator[tuple[str, tuple[str, ...], list[int]]]:
+        """Name, labels and cells of every count and histogram, added up for the host.
+
+        Gauges are among them, and mean nothing here. Takes its time, on any thread.
+        """
+        totals: dict[str, list[int]] = {}
+        for series in self.host.files().values():
+            for name, cells in series.items():
+                before = totals.get(name)
+                if before is None or len(before) != len(cells):
+                    totals[name] = cells
+                elif name.startswith('["newest_'):
+                    totals[name] = max(before, cells)
+                else:
+                    totals[name] = [a + b for a, b in zip(before, cells, strict=True)]
+        for name, cells in totals.items():
+            if name.startswith("["):
+                first, *labels = orjson.loads(name)
+                yield first, tuple(labels), cells
 
     def source(self, family: Family, read: Callable[[], Iterable[Sample]]) -> None:
         """Let `read` say the samples of a gauge when somebody asks."""
@@ -564,6 +588,11 @@ class Telemetry:
 
 
 _BY_NAME = {family.name: family for family in FAMILIES}
+
+
+def cell_name(name: str, *labels: str) -> str:
+    """Of a count that is no metric, in a file of counts."""
+    return orjson.dumps([name, *labels]).decode()
 
 
 def series_name(family: Family, labels: tuple[str, ...]) -> str:

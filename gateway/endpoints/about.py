@@ -1,5 +1,6 @@
 """What is served here: health, and the protocol's metadata, configuration and statistics."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -12,7 +13,23 @@ from gateway.errors import NotReadyError
 from gateway.limits import batch_limits
 from gateway.prediction import DataPlane
 from gateway.protocol import metadata
-from gateway.router import Model, Variant
+from gateway.router import (
+    FAILED_N,
+    FAILED_NS,
+    NEWEST_RAN_MS,
+    SHARED_N,
+    SHARED_NS,
+    Model,
+    Variant,
+    Work,
+)
+from gateway.telemetry import (
+    BATCH_ROWS,
+    QUEUE_SECONDS,
+    REQUEST_SECONDS,
+    REQUESTS,
+    RUN_SECONDS,
+)
 
 
 def endpoints(plane: DataPlane, access: Access) -> list[Endpoint]:
@@ -62,7 +79,7 @@ def _about_models(plane: DataPlane, access: Access) -> list[Endpoint]:
 
     async def stats(request: Request) -> Response:
         named = request.path_params
-        return JSONAnswer(statistics(plane, named.get("model"), named.get("version")))
+        return JSONAnswer(await statistics(plane, named.get("model"), named.get("version")))
 
     of_model = "/v2/models/{model}"
     of_version = of_model + "/versions/{version}"
@@ -103,26 +120,32 @@ def configuration(plane: DataPlane, variant: Variant) -> dict[str, object]:
     )
 
 
-def statistics(plane: DataPlane, name: str | None, version: str | None) -> dict[str, Any]:
+async def statistics(plane: DataPlane, name: str | None, version: str | None) -> dict[str, Any]:
     """`model_stats` of one version, of all open versions of a model, or of all models.
+
+    They are the host's: any worker tells the same, whoever counted it.
 
     Raises
     ------
     ModelNotFoundError, VersionNotFoundError, VersionRefusedError, NotReadyError
     """
     if name is None:
-        models = list(plane.table.models.values())
-        variants = [variant for model in models for variant in _open(model)]
+        variants = [found for model in plane.table.models.values() for found in _open(model)]
     else:
         model = plane.table.model(name)
         picked = model.pick(version)
         if not isinstance(picked, Variant):  # It is opened by its first call, not by a look.
             return {"model_stats": [metadata.statistics(name, picked, metadata.Counts())]}
         variants = _open(model) if version is None else [picked]
+    entries = [
+        (variant.model, variant.version, metadata.has_batches(variant.signature), variant.work)
+        for variant in variants
+    ]
+    totals = await asyncio.to_thread(_totals, plane, {(name, str(n)) for name, n, _, _ in entries})
     return {
         "model_stats": [
-            metadata.statistics(variant.model, variant.version, _counts(plane, variant))
-            for variant in variants
+            metadata.statistics(name, number, _counts(totals[name, str(number)], work, has_batches))
+            for name, number, has_batches, work in entries
         ]
     }
 
@@ -131,25 +154,43 @@ def _open(model: Model) -> list[Variant]:
     return [model.variants[version] for version in sorted(model.variants)]
 
 
-def _counts(plane: DataPlane, variant: Variant) -> metadata.Counts:
-    work, traffic = variant.work, plane.meters_of(variant)
-    n_ok = sum(meters.ok.value for meters in traffic)
-    n_runs = sum(work.run_s.counts)
-    ran_s = work.run_s.total + work.shared_s
-    age_s = time.monotonic() - work.ran_at
+_Totals = dict[str, list[int]]
+"""Cells by the name of their family, over all other labels."""
+
+
+def _totals(plane: DataPlane, versions: set[tuple[str, str]]) -> dict[tuple[str, str], _Totals]:
+    """What the workers of the host have counted for these versions."""
+    found: dict[tuple[str, str], _Totals] = {version: {} for version in versions}
+    for name, labels, cells in plane.telemetry.totals():
+        if (of_version := found.get(labels[:2])) is None:  # type: ignore[arg-type]  # or not two
+            continue
+        if name == REQUESTS.name and labels[-1] != "ok":
+            continue
+        before = of_version.get(name)
+        of_version[name] = (
+            cells if before is None else [a + b for a, b in zip(before, cells, strict=True)]
+        )
+    return found
+
+
+def _counts(totals: _Totals, work: Work, has_batches: bool) -> metadata.Counts:
+    def cell(name: str) -> int:
+        return totals.get(name, [0])[0]
+
+    def histogram(name: str) -> tuple[int, int]:
+        """Values, and their sum in the scale that it is kept in: nanoseconds."""
+        cells = totals.get(name, [0])
+        return sum(cells[:-1]), cells[-1]
+
+    n_ok = cell(REQUESTS.name)
+    n_runs, ran_ns = histogram(RUN_SECONDS.name)
+    own_ms = (time.time() - time.monotonic() + work.ran_at) * 1000 if work.ran_at else 0
     return metadata.Counts(
-        last_ms=int((time.time() - age_s) * 1000) if work.ran_at else 0,
-        rows=int(work.rows.total) if metadata.has_batches(variant.signature) else n_ok,
+        last_ms=max(int(own_ms), cell(NEWEST_RAN_MS)),
+        rows=histogram(BATCH_ROWS.name)[1] if has_batches else n_ok,
         runs=n_runs,
-        ok=(n_ok, _ns(sum(meters.seconds.total for meters in traffic))),
-        failed=(
-            sum(meters.failed_n.value for meters in traffic),
-            sum(meters.failed_ns.value for meters in traffic),
-        ),
-        queued=(sum(work.queue_s.counts), _ns(work.queue_s.total)),
-        ran=(n_runs + work.shared_n, _ns(ran_s)),
+        ok=(n_ok, histogram(REQUEST_SECONDS.name)[1]),
+        failed=(cell(FAILED_N), cell(FAILED_NS)),
+        queued=histogram(QUEUE_SECONDS.name),
+        ran=(n_runs + cell(SHARED_N), ran_ns + cell(SHARED_NS)),
     )
-
-
-def _ns(seconds: float) -> int:
-    return round(seconds * 1e9)

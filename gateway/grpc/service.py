@@ -216,7 +216,7 @@ class Service:
         return answer
 
     async def _model_statistics(self, request: Any) -> Any:
-        found = about.statistics(self._plane, request.name or None, request.version or None)
+        found = await about.statistics(self._plane, request.name or None, request.version or None)
         return ParseDict(found, pb.ModelStatisticsResponse())
 
     async def _index(self, request: Any) -> Any:

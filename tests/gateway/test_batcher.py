@@ -66,6 +66,8 @@ def batcher(run: Callable[[list[Array]], list[Array]], **changes: object) -> Bat
             late=region.counter(),
             gone=region.counter(),
             ended=region.counter(),
+            shared_n=region.counter(),
+            shared_ns=region.counter(),
         ),
     }
     return Batcher(run, **{**settings_, **changes})  # type: ignore[arg-type]

@@ -154,11 +154,21 @@ def test_http_and_grpc_of_two_workers_add_up_exactly_and_share_the_work(server: 
         for channel in channels:
             channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(message, timeout=10)
     answers = {sum(map(float, TOTAL.findall(c.get("/metrics").text))) for c in clients}
+    stats = [c.get("/v2/models/m/stats").json()["model_stats"][0] for c in clients]
     held = [connections_of(pid, server.address[1]) for pid in workers(server)]
     for closing in (*clients, *channels):
         closing.close()
 
     assert answers == {n_calls * (16 + 8)}
+    # Load generators take differences of these, whichever worker they ask.
+    for stage in ("success", "queue", "compute_infer"):
+        assert {each["inference_stats"][stage]["count"] for each in stats} == answers, stage
+        (ns,) = {each["inference_stats"][stage]["ns"] for each in stats}
+        assert ns > 0
+    assert {each["inference_count"] for each in stats} == answers
+    (n_runs,) = {each["execution_count"] for each in stats}
+    assert 0 < n_runs <= n_calls * (16 + 8)
+    assert all(time.time() - 60 < each["last_inference"] / 1000 <= time.time() for each in stats)
     assert sum(held) == n_connections
     assert max(held) - min(held) <= 2, held
 
