@@ -449,6 +449,20 @@ def _family(name: str, each: type, objects: list[object]) -> str:
     raise ProfileError(f"holds {each.__name__} objects, which cannot be watched", channel=name)
 
 
+def only_extremes(column: Column, dtype: np.dtype[Any]) -> list[int]:
+    """Rows that alone hold the smallest or the largest finite number of a column."""
+    if column.dtype.kind == "O":
+        numbers = [_number(value) for value in column.tolist()]
+        column = np.array([math.nan if v is None else _float(v) for v in numbers])
+    values = _cast(column, dtype)
+    finite = np.isfinite(values)
+    if not finite.any():
+        return []
+    ends = {values[finite].min(), values[finite].max()}
+    rows = [np.flatnonzero(values == end) for end in ends]
+    return [int(found[0]) for found in rows if found.size == 1]
+
+
 def _fit_numbers(name: str, column: Column, n_bins: int) -> NumericChannel:
     is_float = column.dtype.kind == "f"
     is_short = is_float and column.dtype.itemsize <= 4

@@ -7,6 +7,7 @@ profiles have equal digests, and every part of a text is checked before it is be
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,6 +28,7 @@ from monitors.channel import (
     NumericChannel,
     as_column,
     fit,
+    only_extremes,
 )
 from monitors.counts import Counts
 from monitors.document import COUNT_MAX, Part, parse
@@ -408,6 +410,7 @@ class _Learn:
         for start in range(0, n, step):
             stop = min(start + step, n)
             cells = binner.cells(self._columns, start, stop)
+            self._judge(profile, cells[-1], start)
             total += _counted(cells, None, 1, binner.n_cells)[0]
             rows = np.arange(start, stop)
             if blocks.size:
@@ -437,6 +440,34 @@ class _Learn:
             chosen = dict(zip(values, by_value, strict=True))
             profile = replace(profile, segments=Segments(field=self._segments, counts=chosen))
         return profile
+
+    def _judge(self, profile: Profile, last: npt.NDArray[np.intp], start: int) -> None:
+        """Judge the quality of rows, the last channel, as a reference without them would have.
+
+        Its last bin, the last cell of all, is "and more".
+        """
+        if profile.witness is not None and profile.witness.has_quality:
+            last += self._outermost[start : start + last.size]
+            np.minimum(last, profile.binner.n_cells - 1, out=last)
+
+    @cached_property
+    def _outermost(self) -> npt.NDArray[np.int8]:
+        """(n_rows,) in how many columns a row would be a fault, had the reference been without it.
+
+        The only row of the largest value, of the smallest, or of a level. A reference does not lie
+        beyond its own range, but as many rows as it has will, by as many columns as these.
+        """
+        faults = np.zeros(self._profile.n_rows, np.int8)
+        for name, channel in self._profile.channels.items():
+            column = self._columns[name]
+            if isinstance(channel, NumericChannel) and channel.edges.size:
+                for only in only_extremes(column, channel.edges.dtype):
+                    faults[only] = min(faults[only] + 1, 100)
+            if isinstance(channel, CategoricalChannel) and channel.n_single:
+                values = column.tolist()
+                single = {value for value, rows in Counter(values).items() if rows == 1}
+                faults += np.fromiter(map(single.__contains__, values), np.bool_, len(values))
+        return faults
 
     def _witness(self) -> Witness | None:
         channels, n = self._profile.channels, self._profile.n_rows
