@@ -9,10 +9,11 @@ import asyncio
 import contextlib
 import logging
 import random
+import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -69,6 +70,7 @@ from registry.signature import Signature
 _BYTES_A_SECOND = 50_000_000
 _GIVE_UP_S = 5.0
 """An opening that has not ended so long after it was asked to never will."""
+_TURN_S = 0.0005
 _EVICT_S_MAX = 2.0
 """A version that is evicted while a request holds it makes room later."""
 
@@ -297,7 +299,7 @@ class Sessions:
 
         limit_s = self._config.sync.open_s_max + _size(files) // _BYTES_A_SECOND
         threading.Thread(target=work, name=f"open {name} {version}", daemon=True).start()
-        with self.quarantine.under_way.opening((name, version)):
+        with self.quarantine.under_way.opening((name, version)), _quick_turns():
             try:
                 async with asyncio.timeout(limit_s):
                     await asyncio.shield(done)
@@ -400,7 +402,7 @@ class Sessions:
             del self._batchers[key]
             self.ledger.leave(key)
             self._left.set()
-        task = asyncio.create_task(batcher.close())
+        task = asyncio.create_task(_closed([batcher]))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -587,6 +589,27 @@ class Sessions:
     def put(self, model: Model) -> None:
         """Let a model in the table be this from now on."""
         self._plane.table = self._plane.table.replaced(model)
+
+
+async def _closed(held: list[Batcher]) -> None:
+    """Finish what waits, and free the session on a thread: that of a large model takes its time."""
+    await held[0].close()
+    await asyncio.to_thread(held.clear)
+
+
+@contextlib.contextmanager
+def _quick_turns() -> Iterator[None]:
+    """While a thread works beside the loop, let the loop have its turn soon.
+
+    The interpreter takes turns of 5 ms by default: as long would a request wait for whoever hashes,
+    parses and measures.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_TURN_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _size(files: VersionFiles) -> int:
