@@ -19,9 +19,11 @@ import numpy.typing as npt
 
 from gateway import values
 from gateway.capture.record import Record, TensorKept, array_of
-from gateway.comparison import Comparison, Difference, compare
+from gateway.comparison import Difference, compare
 from gateway.errors import GatewayError, TensorError
 from gateway.protocol.call import Call, Tensor
+from gateway.shadow import tally
+from gateway.shadow.report import compared
 from gateway.tensors import BFLOAT16, Array, widened
 from gateway.values import Bins, Value
 from monitors.guards import paired, verdict
@@ -59,6 +61,8 @@ class Side:
     version: int
     digest: str
     session: Session
+    places: tally.Places | None = None
+    """Rows by bin of its reference profile, if it has one."""
     n_run: int = 0
     n_captured: int = 0
     """Requests whose captured answer was taken."""
@@ -87,6 +91,15 @@ class Side:
         self.seconds.append(time.perf_counter() - start)
         names = [spec.name for spec in self.session.signature.outputs]
         return Answer(dict(zip(names, outputs, strict=True)))
+
+    def inputs(self, record: Record) -> list[Array]:
+        """What the capture has of its inputs, in its own order; nothing if it lacks one."""
+        given = {tensor.name: tensor for tensor in record.inputs or ()}
+        specs = self.session.signature.inputs
+        try:
+            return [array_of(given[spec.name]) for spec in specs]
+        except (KeyError, TensorError):
+            return []
 
     def document(self) -> dict[str, Any]:
         """As programs are told it."""
@@ -119,16 +132,14 @@ class Answer:
 
 
 @dataclass(slots=True)
-class Tally:
-    """Differences of one output over all requests."""
+class Distances:
+    """How far the two are apart in one output, over all requests."""
 
     rows: int = 0
-    differ: int = 0
     apart: int = 0
     """Rows without a finite distance."""
     largest: float = 0.0
     total: float = 0.0
-    problem: str = ""
     distances: list[npt.NDArray[np.float64]] = field(default_factory=list)
     worst: list[tuple[float, str]] = field(default_factory=list)
     """The largest distances with their prediction ids, the largest first."""
@@ -139,9 +150,7 @@ class Tally:
         distance = difference.distance
         finite = distance[np.isfinite(distance)]
         self.rows += len(distance)
-        self.differ += int(difference.differs.sum())
         self.apart += len(distance) - len(finite)
-        self.problem = self.problem or difference.problem
         if len(finite):
             self.largest = max(self.largest, float(finite.max()))
             self.total += float(finite.sum())
@@ -153,22 +162,18 @@ class Tally:
             self.worst.append((float(distance[row]), f"{record.id}/{row}"))
             self.worst = sorted(self.worst, key=lambda pair: -pair[0])[:_WORST]
 
-    def document(self, name: str, tolerance: Tolerance | None) -> dict[str, Any]:
+    def document(self, tolerance: Tolerance | None) -> dict[str, Any]:
         """As programs are told it: no infinities."""
         n_finite = self.rows - self.apart
         kept = np.concatenate(self.distances) if self.distances else np.zeros(0)
         quantiles = np.quantile(kept, (0.5, 0.9, 0.99)).tolist() if len(kept) else [None] * 3
         return {
-            "output": name,
             "rows": self.rows,
-            "differ": self.differ,
-            "percent": _percent(self.differ, self.rows),
             "without_distance": self.apart,
             "mean": self.total / n_finite if n_finite else None,
             "quantiles": dict(zip(("50", "90", "99"), quantiles, strict=True)),
             "largest": self.largest if n_finite else None,
             "tolerance": None if tolerance is None else _plain(tolerance),
-            "problem": self.problem,
             "worst": [
                 {"prediction": name, "distance": far if math.isfinite(far) else None}
                 for far, name in self.worst
@@ -183,16 +188,18 @@ class Report:
     target: Side
     against: Side
     tolerances: Mapping[str, Tolerance]
+    allowed: float
+    """Share of units that may disagree."""
     requests: int = 0
-    rows: int = 0
-    rows_differ: int = 0
+    pairs: tally.Tally = field(default_factory=tally.Tally)
+    """What both have answered, counted as of a shadow."""
     left_out: "Counter[str]" = field(default_factory=Counter)
     """Requests that could not be run, by the reason."""
     errors: "Counter[str]" = field(default_factory=Counter)
     """`target`, `against` alone, or `both`."""
     examples: list[str] = field(default_factory=list)
     not_finite: "Counter[str]" = field(default_factory=Counter)
-    outputs: dict[str, Tally] = field(default_factory=dict)
+    outputs: dict[str, Distances] = field(default_factory=dict)
     judged: Verdict | None = None
     passed_over: str = ""
 
@@ -204,28 +211,26 @@ class Report:
     def document(self) -> dict[str, Any]:
         """As programs are told it."""
         assert self.judged is not None  # noqa: S101  made by `replay`
+        said = compared(self.pairs, allowed=self.allowed)
+        for name, distances in self.outputs.items():
+            said["outputs"][name] |= distances.document(self.tolerances.get(name))
         return {
             "model": self.target.model,
-            "target": self.target.document(),
-            "against": self.against.document(),
-            "requests": self.requests,
-            "rows": self.rows,
-            "rows_differ": self.rows_differ,
-            "percent": _percent(self.rows_differ, self.rows),
-            "outputs": [
-                tally.document(name, self.tolerances.get(name))
-                for name, tally in self.outputs.items()
-            ],
+            "version": self.target.version,
+            "against": self.against.version,
+            **said,
             "errors": {key: self.errors[key] for key in ("target", "against", "both")},
             "examples": self.examples,
             "not_finite": {key: self.not_finite[key] for key in ("target", "against")},
+            "ran": {"target": self.target.document(), "against": self.against.document()},
+            "replayed": self.requests,
             "left_out": dict(self.left_out),
             "passed_over": self.passed_over,
             **self.judged.to_dict(),
         }
 
-    def add(self, record: Record, answers: tuple[Answer, Answer]) -> Comparison | None:
-        """Count one request with the answers of target and against; None if one has failed."""
+    def add(self, record: Record, answers: tuple[Answer, Answer]) -> None:
+        """Count one request with the answers of target and against."""
         target, against = answers
         self.requests += 1
         failed = [key for key, a in zip(("target", "against"), answers, strict=True) if a.said]
@@ -233,15 +238,21 @@ class Report:
             self.errors["both" if len(failed) == 2 else failed[0]] += 1
             if target.said and len(self.examples) < _EXAMPLES_MAX:
                 self.examples.append(f"{record.id}: {target.code}: {target.said}")
-            return None
+            if failed == ["target"]:
+                self.pairs.fail(_unit(record), record.rows)
+            return
         for key, answer in zip(("target", "against"), answers, strict=True):
             self.not_finite[key] += not answer.is_finite
-        found = compare(against.outputs, target.outputs, record.rows, self.tolerances)
-        self.rows += record.rows
-        self.rows_differ += int(found.differs.sum())
+        has_rows = self.against.session.signature.has_row_axis
+        rows = record.rows if has_rows else 1
+        found = compare(against.outputs, target.outputs, rows, self.tolerances)
+        columns = tally.numeric(against.outputs, target.outputs, rows)
+        self.pairs.pair(_unit(record), found, rows, columns=columns)
+        places = self.against.places
+        if places is not None and has_rows and (inputs := self.against.inputs(record)):
+            self.pairs.place(places, inputs, found.differs)
         for name, difference in found.outputs.items():
-            self.outputs.setdefault(name, Tally()).add(record, difference)
-        return found
+            self.outputs.setdefault(name, Distances()).add(record, difference)
 
 
 def replay(
@@ -270,7 +281,7 @@ def replay(
     -----
     A unit counts once, with its first request: requests of one user are no evidence of each other.
     """
-    report = Report(target, against, tolerances or {})
+    report = Report(target, against, tolerances or {}, disagreement_max / 100)
     seen = _Seen()
     for record in records:
         if record.model != target.model:
@@ -281,8 +292,8 @@ def replay(
         except TensorError as error:
             report.left_out[str(error)] += 1
             continue
-        found = report.add(record, answers)
-        seen.add(record, answers, found)
+        report.add(record, answers)
+        seen.add(record, answers)
         progress()
     asked = _asked(guards, alpha, disagreement_max)
     hard = []
@@ -290,7 +301,7 @@ def replay(
         n = report.not_finite["target"]
         hard.append(f"version {target.version} gave outputs that are not finite: {n}")
     report.judged = verdict.judge(
-        seen.evidence(),
+        seen.evidence(report.pairs.cases),
         asked,
         alpha=alpha,
         hard=hard,
@@ -359,32 +370,32 @@ class _Seen:
     """The first request of each unit, as guards are shown it."""
 
     def __init__(self) -> None:
-        self.units: set[str] = set()
+        self.units: set[int] = set()
         self._coins: list[int] = []
         self._channels: dict[int, list[values.Channel]] = {}
         self._values: list[tuple[dict[str, Value], dict[str, Value]]] = []
         """What target and against answered, by channel; empty of those that failed."""
         self._events: list[tuple[set[str], set[str]]] = []
-        self._pairs = {"n": 0, "differ": 0}
 
-    def add(self, record: Record, answers: tuple[Answer, Answer], found: Comparison | None) -> None:
+    def add(self, record: Record, answers: tuple[Answer, Answer]) -> None:
         """One request, if it is its unit's first."""
-        sticky = next((u.hash for u in record.units if u.kind != routes.UNIT_REQUEST), "")
-        unit = sticky or record.id
+        unit = _unit(record)
         if unit in self.units:
             return
         self.units.add(unit)
-        coin = blake2b(unit.encode(), digest_size=1, key=_COIN_KEY).digest()[0] & 1
+        coin = blake2b(unit.to_bytes(8), digest_size=1, key=_COIN_KEY).digest()[0] & 1
         self._coins.append(CANDIDATE if coin else CONTROL)
         self._values.append((self._read(0, answers[0]), self._read(1, answers[1])))
         self._events.append((_events(answers[0]), _events(answers[1])))
-        if found is not None:
-            self._pairs["n"] += 1
-            self._pairs["differ"] += not found.is_agreed
 
-    def evidence(self) -> Evidence:
-        """As a rollout at half the traffic would have counted them."""
-        made = Evidence(pairs=self._pairs)
+    def evidence(self, pairs: tuple[int, int]) -> Evidence:
+        """As a rollout at half the traffic would have counted them.
+
+        Parameters
+        ----------
+        pairs : units that both have answered, and those that they disagree about
+        """
+        made = Evidence(pairs={"n": pairs[0], "differ": pairs[1]})
         # Of all that the version in force answered, so that no coin has a say in the bins.
         together: dict[str, list[Value]] = {}
         for _, against in self._values:
@@ -414,6 +425,12 @@ class _Seen:
         return values.read(self._channels[side], arrays)
 
 
+def _unit(record: Record) -> int:
+    """64 bits of what a request counts for: its sticky unit, else itself."""
+    sticky = next((u.hash for u in record.units if u.kind != routes.UNIT_REQUEST), "")
+    return int.from_bytes(blake2b((sticky or record.id).encode(), digest_size=8).digest())
+
+
 def _events(answer: Answer) -> set[str]:
     if answer.said:
         return {"error"}
@@ -427,10 +444,6 @@ def _wide(output: Array) -> Array:
 def _is_finite(output: Array) -> bool:
     output = _wide(output)
     return output.dtype.kind != "f" or bool(np.isfinite(output).all())
-
-
-def _percent(part: int, whole: int) -> float:
-    return round(100 * part / whole, 4) if whole else 0.0
 
 
 def _plain(tolerance: Tolerance) -> dict[str, float | None]:

@@ -97,12 +97,21 @@ def replay(  # noqa: PLR0917  typer reads options from the parameters
 
 
 def _opened(files: "VersionFiles", scratch: Path) -> "Side":
+    from gateway.columns import columns_of
     from gateway.config import ServerConfig
     from gateway.loader import Loader
     from gateway.replay import Side
+    from gateway.shadow import places_of
+    from gateway.shadow.tally import Pairing
+    from registry.routes import Shadow
 
     loaded = Loader(ServerConfig(), scratch).load(files)
-    return Side(files.model, files.version, loaded.digest, loaded.session)
+    signature, profile = loaded.session.signature, loaded.profile
+    places = None
+    if profile is not None:
+        pairing = Pairing(files.model, "", 0, files.version, Shadow(to=files.version))
+        places = places_of(lambda *_: (columns_of(signature)[0], profile), pairing)
+    return Side(files.model, files.version, loaded.digest, loaded.session, places)
 
 
 def _shadow(head: "Revision", side: "Side") -> "Shadow | None":
@@ -155,35 +164,16 @@ def _tolerances(
 
 def _print(document: dict[str, Any]) -> None:
     say = output.console.print
-    target, against = document["target"], document["against"]
+    rows = document["rows"]
     say(
-        f"{document['model']}: version {target['version']} against version {against['version']},"
-        f" {document['requests']} requests, {document['rows']} rows"
+        f"{document['model']}: version {document['version']} against version"
+        f" {document['against']}, {document['replayed']} requests, {rows['compared']} rows"
     )
-    for name, side in (("target", target), ("against", against)):
+    for name, side in document["ran"].items():
         median = side["median_run_s"]
         took = "" if median is None else f", median {median * 1e6:.0f} us a run"
         say(f"{name}: {side['run']} run, {side['captured']} answers as captured{took}")
-    right = ("rows", "differ", "percent", "median", "99 %", "largest")
-    shown = output.table("output", *right, right=right)
-    for entry in document["outputs"]:
-        shown.add_row(
-            entry["output"],
-            str(entry["rows"]),
-            str(entry["differ"]),
-            f"{entry['percent']:g}",
-            *(_number(entry["quantiles"][level]) for level in ("50", "99")),
-            _number(entry["largest"]),
-        )
-    say(shown)
-    for entry in document["outputs"]:
-        if entry["problem"]:
-            say(f"{entry['output']}: {entry['problem']}")
-        if entry["worst"]:
-            worst = ", ".join(
-                f"{each['prediction']} ({_number(each['distance'])})" for each in entry["worst"]
-            )
-            say(f"{entry['output']}: furthest apart at {worst}")
+    _print_outputs(document)
     errors = document["errors"]
     if any(errors.values()):
         say(
@@ -194,6 +184,39 @@ def _print(document: dict[str, Any]) -> None:
         say(f"  {example}", markup=False)
     _print_left_out(document)
     _print_guards(document)
+
+
+def _print_outputs(document: dict[str, Any]) -> None:
+    right = ("rows", "differ", "percent", "median", "99 %", "largest")
+    shown = output.table("output", *right, right=right)
+    for name, entry in document["outputs"].items():
+        shown.add_row(
+            name,
+            str(entry["rows"]),
+            str(entry["rows_differ"]),
+            f"{100 * entry['rows_differ'] / max(entry['rows'], 1):.4g}",
+            *(_number(entry["quantiles"][level]) for level in ("50", "99")),
+            _number(entry["largest"]),
+        )
+    output.console.print(shown)
+    for name, entry in document["outputs"].items():
+        if entry["problem"]:
+            typer.echo(f"{name}: {entry['problem']}")
+        if entry["worst"]:
+            worst = ", ".join(
+                f"{each['prediction']} ({_number(each['distance'])})" for each in entry["worst"]
+            )
+            typer.echo(f"{name}: furthest apart at {worst}")
+    for name, each in document["differences"].items():
+        if each["mean"] is not None:
+            low, high = each["low"], each["high"]
+            between = "" if low is None else f", from {low:.3g} to {high:.3g}"
+            typer.echo(f"{name}: {each['mean']:+.3g} on average{between}")
+    for each in document["worst_bins"][:5]:
+        typer.echo(
+            f"worst: {each['channel']} {each['bin']}: {each['differ']} of {each['rows']} rows,"
+            f" {100 * each['share']:.1f} %"
+        )
 
 
 def _print_left_out(document: dict[str, Any]) -> None:

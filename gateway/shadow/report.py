@@ -81,7 +81,8 @@ def _entry(
 ) -> dict[str, Any]:
     pairing, counts = kept.pairing, kept.tally
     shadow = pairing.shadow
-    agreement = disagreement(*counts.cases, allowed=shadow.disagreement_max / 100)
+    said = compared(counts, allowed=shadow.disagreement_max / 100)
+    agreement = said["disagreement"]
     cover = coverage(kept.coverage)
     labels = None
     if target is not None:
@@ -99,7 +100,21 @@ def _entry(
         "verdict": verdict,
         "reason": reason,
         "problem": kept.problem,
-        "disagreement": agreement,
+        **said,
+        "coverage": cover,
+        "labels": labels,
+    }
+
+
+def compared(counts: Tally, *, allowed: float) -> dict[str, Any]:
+    """What pairs say by unit, request, row, output and place: of shadows and of replays alike.
+
+    Parameters
+    ----------
+    allowed : share of units that may disagree
+    """
+    return {
+        "disagreement": disagreement(*counts.cases, allowed=allowed),
         "requests": {"compared": counts.requests, "failed": counts.failed},
         "rows": {"compared": counts.rows, "differ": counts.rows_differ},
         "outputs": {
@@ -108,8 +123,6 @@ def _entry(
         },
         "differences": {name: _difference(sums) for name, sums in counts.sums().items()},
         "worst_bins": worst(counts),
-        "coverage": cover,
-        "labels": labels,
     }
 
 

@@ -75,10 +75,10 @@ def test_differences_are_those_that_numpy_counts(tmp_path: Path) -> None:
     apart = np.abs((x + np.float32(0.25)).astype(np.float64) - x.astype(np.float64))
     differs = apart > 1e-6 + 1e-3 * np.abs(x.astype(np.float64))
     assert 20 < differs.sum() < len(x) - 20
-    (output,) = document["outputs"]
-    assert (document["requests"], document["rows"]) == (60, len(x))
-    assert output["differ"] == document["rows_differ"] == differs.sum()
-    assert output["percent"] == pytest.approx(100 * differs.mean(), abs=1e-4)
+    output = document["outputs"]["y"]
+    assert document["requests"] == {"compared": 60, "failed": 0}
+    assert document["rows"] == {"compared": len(x), "differ": differs.sum()}
+    assert output["rows_differ"] == differs.sum()
     assert output["largest"] == apart.max()
     assert output["mean"] == pytest.approx(apart.mean())
     assert output["quantiles"]["90"] == pytest.approx(np.quantile(apart, 0.9))
@@ -89,7 +89,11 @@ def test_differences_are_those_that_numpy_counts(tmp_path: Path) -> None:
         if differs[s:e].any()
     }
     assert {each["prediction"] for each in output["worst"]} <= worst
-    assert (document["target"]["run"], document["against"]["run"]) == (60, 60)
+    assert [side["run"] for side in document["ran"].values()] == [60, 60]
+    # One row of each request is a case of its own: 0.25 on average, as far as float32 has it.
+    apart = document["differences"]["y"]
+    assert apart["units"] == 60
+    assert apart["mean"] == pytest.approx(0.25, abs=1e-4)
     assert fired(replayed([asked(k, x) for k, x in enumerate(inputs)], new, old)) == [
         "disagreement"
     ]
@@ -107,7 +111,7 @@ def test_equal_versions_agree_and_what_was_captured_is_not_run_again(tmp_path: P
 
     report = replayed(records, new, old, units_min=200)
 
-    assert (report.rows_differ, report.outputs["y"].largest) == (0, 0.0)
+    assert (report.pairs.rows_differ, report.outputs["y"].largest) == (0, 0.0)
     assert (old.n_run, old.n_captured, new.n_run, new.n_captured) == (0, 300, 300, 0)
     assert report.judged is not None
     assert (report.judged.kind, fired(report), report.is_breach) == ("ok", [], False)
@@ -116,9 +120,11 @@ def test_equal_versions_agree_and_what_was_captured_is_not_run_again(tmp_path: P
     assert (few.judged.kind, few.is_breach) == ("inconclusive", False)
 
     lied = [asked(k, x, x + 9) for k, x in enumerate(inputs[:5])]
-    assert replayed(lied, new, old).rows_differ == 15, "captured answers are taken as they are"
+    assert replayed(lied, new, old).pairs.rows_differ == 15, (
+        "captured answers are taken as they are"
+    )
     other = [asked(k, x, x + 9, by=3) for k, x in enumerate(inputs[:5])]
-    assert replayed(other, new, old).rows_differ == 0, "of other files they say nothing"
+    assert replayed(other, new, old).pairs.rows_differ == 0, "of other files they say nothing"
 
 
 def test_tolerances_are_the_callers(tmp_path: Path) -> None:
@@ -131,7 +137,7 @@ def test_tolerances_are_the_callers(tmp_path: Path) -> None:
         (Tolerance(threshold=0.5), 1),
     ):
         report = replayed([asked(0, inputs)], new, old, tolerances={"y": tolerance})
-        assert report.rows_differ == n
+        assert report.pairs.rows_differ == n
 
 
 def test_errors_and_outputs_that_are_not_finite_are_breaches(tmp_path: Path) -> None:
@@ -158,7 +164,7 @@ def test_errors_and_outputs_that_are_not_finite_are_breaches(tmp_path: Path) -> 
     assert report.judged is not None
     assert report.is_breach
     assert "not finite: 3" in report.judged.reason
-    assert report.document()["outputs"][0]["largest"] is None
+    assert report.document()["outputs"]["y"]["largest"] is None
     assert not replayed(few, nan, opened(tmp_path, 5, models.constant(math.nan))).is_breach
 
 
@@ -195,7 +201,7 @@ def test_units_count_once() -> None:
 
     report = replayed(records, new, old)
 
-    assert (report.rows, report.rows_differ) == (2000, 2000)
+    assert (report.pairs.rows, report.pairs.rows_differ) == (2000, 2000)
     finding = next(f for f in report.judged.findings if f.name == "disagreement")
     assert finding.candidate == (1, 1)
     assert fired(report) == []

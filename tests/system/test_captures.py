@@ -309,17 +309,19 @@ def check_replays(root: Path, decisions: list[dict[str, str]]) -> None:
     """The same capture through versions 1 and 2, whose answers differ by one, with no server."""
     words = ["replay", "m", "-r", str(root), "--target"]
     same = command(*words, "m@1")
-    assert (same["rows_differ"], same["verdict"]) == (0, "inconclusive")  # 40 units are few
+    assert (same["rows"]["differ"], same["verdict"]) == (0, "inconclusive")  # 40 units are few
     # What version 1 has answered is taken as it was captured.
-    assert same["against"]["captured"] >= sum(d["version"] == "1" for d in decisions)
+    assert same["ran"]["against"]["captured"] >= sum(d["version"] == "1" for d in decisions)
     other = command(*words, "m@challenger", "--against", "1", code=5)
-    assert other["rows"] == same["rows"] == other["rows_differ"] == 2 * same["requests"]
-    assert (other["outputs"][0]["largest"], other["outputs"][0]["mean"]) == (1.0, 1.0)
+    n_rows = 2 * same["replayed"]
+    assert other["rows"] == {"compared": n_rows, "differ": n_rows}
+    assert same["rows"] == {"compared": n_rows, "differ": 0}
+    assert (other["outputs"]["y"]["largest"], other["differences"]["y"]["mean"]) == (1.0, 1.0)
     assert "disagreement" in {guard["guard"] for guard in other["guards"] if guard["breach"]}
-    assert command(*words, "m@2", "--against", "1", "--atol", "1")["rows_differ"] == 0
+    assert command(*words, "m@2", "--against", "1", "--atol", "1")["rows"]["differ"] == 0
 
     (listed,) = command("capture", "list", "-r", str(root))["captures"]
-    assert (listed["model"], listed["requests"]) == ("m", same["requests"])
+    assert (listed["model"], listed["requests"]) == ("m", same["replayed"])
     assert listed["bytes"] == sum(path.stat().st_size for path in captures(root).rglob("*.capture"))
     one = command("capture", "print", "all", "--limit", "1", "-r", str(root), is_json=False)
     assert (one["inputs"], one["outputs"]) == ({"x": [7.0, 7.0 + 1]}, {"y": [one["version"]] * 2})
