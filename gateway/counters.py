@@ -186,11 +186,18 @@ class Region:
         view, at = self._cells(name, n)
         return view[at : at + n]
 
-    def firsts(self, start: str) -> dict[str, int]:
-        """The first cell of every series whose name starts so: also of those that others began."""
+    @property
+    def n_series(self) -> int:
+        """How many series there are: it only grows."""
+        return len(self._places)
+
+    def places(self, start: str) -> "list[tuple[str, memoryview[int], int]]":
+        """Where the first cell of every series is whose name starts so, whoever began it."""
         with self._lock:
             places = dict(self._places)
-        return {name: view[at] for name, (view, at, _) in places.items() if name.startswith(start)}
+        return [
+            (name, view, at) for name, (view, at, _) in places.items() if name.startswith(start)
+        ]
 
     def in_memory(self) -> "Iterator[tuple[str, list[int]]]":
         """Series that no file holds: for readers in this process."""

@@ -382,7 +382,7 @@ class Observer:
                 self.shared.is_holder = False
         self._see_references()
         if self.refusals is not None:
-            self.refusals.look({model for model, _ in self._watches})
+            self.refusals.look(list({model: None for model, _ in self._watches}))
         if self._alarms is not None and self.shared.is_judge:
             self._see_acknowledged(self._alarms)
 

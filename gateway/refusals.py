@@ -6,7 +6,7 @@ grown by to counts that add up over the host, and whoever judges there bets on t
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,19 +39,23 @@ CODES: tuple[str, ...] = tuple(
 )  # fmt: skip
 """Refusals that are about what a request holds, as opposed to who sent it, when, or how fast."""
 
-_LOOK_S = 10.0
-"""How often models are looked for that only other workers have been asked for."""
+_LOOK_MODELS = 40
+"""Models that are looked at in one turn, as other workers may have been asked for them."""
 _PLACES = {code: k for k, code in enumerate(("ok", *CODES))}
 
 
-def counted(telemetry: Telemetry) -> dict[str, Cells]:
+def counted(series: Iterable[tuple[tuple[str, ...], int]]) -> dict[str, Cells]:
     """(1 + n_codes,) requests of each model that this worker has answered, or refused with a code.
 
     Requests that ended otherwise (too late, too many, a model that failed) say nothing about what
     they held, and are not among them.
+
+    Parameters
+    ----------
+    series : labels and count of each series of REQUESTS
     """
     found: dict[str, Cells] = {}
-    for labels, n in telemetry.own(REQUESTS):
+    for labels, n in series:
         if (place := _PLACES.get(labels[-1])) is not None:
             cells = found.get(labels[0])
             if cells is None:
@@ -251,9 +255,10 @@ class RefusalWatches:
         self._shared = shared
         self._spend_on = spend_on
         self._errors = telemetry.cell()
-        self._before = counted(telemetry)
+        self._series = telemetry.own(REQUESTS)
+        self._before = counted(self._series)
         self._watches: dict[str, RefusalWatch] = {}
-        self._next_look = 0.0
+        self._turn = 0
 
     def __iter__(self) -> Iterator[RefusalWatch]:
         return iter(tuple(self._watches.values()))
@@ -264,17 +269,20 @@ class RefusalWatches:
             self._add(model)
         return self._watches.get(model)
 
-    def look(self, models: Iterable[str]) -> None:
+    def look(self, models: Sequence[str]) -> None:
         """Count what has come, and see what other workers have counted of these models."""
-        own = counted(self._telemetry)
-        for model, total in own.items():
-            if model not in self._watches and not (total == self._first(model)).all():
-                self._add(model)
-            if (watch := self._watches.get(model)) is not None:
-                watch.count(total)
-        if self._shared.is_judge and time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + _LOOK_S
-            for model in models:
+        series = self._telemetry.own(REQUESTS)
+        if series != self._series:
+            self._series = series
+            for model, total in counted(series).items():
+                if model not in self._watches and not (total == self._first(model)).all():
+                    self._add(model)
+                if (watch := self._watches.get(model)) is not None:
+                    watch.count(total)
+        if self._shared.is_judge:
+            # Some at a time, in turn: a look at a thousand would be noticed by whoever is served.
+            self._turn += _LOOK_MODELS
+            for model in (*models, *models)[self._turn % max(len(models), 1) :][:_LOOK_MODELS]:
                 self.get(model)
 
     def _is_known(self, model: str) -> bool:

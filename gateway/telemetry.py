@@ -422,6 +422,7 @@ class Telemetry:
         }
         self._gauges: dict[tuple[Family, tuple[str, ...]], Gauge] = {}
         self._sources: dict[Family, list[Callable[[], Iterable[Sample]]]] = {}
+        self._own: dict[Family, tuple[int, list[tuple[tuple[str, ...], memoryview[int], int]]]] = {}
         self._named: dict[str, tuple[Family, tuple[str, ...]] | None] = {}
         self.source(DEGRADED, lambda: [(("counters",), float(self.problem is not None))])
 
@@ -461,12 +462,17 @@ class Telemetry:
 
         Those of whoever sat in the slot before are among them.
         """
-        start = series_name(family, ()).removesuffix("]") + ","
-        return [
-            (known[1], value)
-            for name, value in self._loop_region.firsts(start).items()
-            if (known := self._meaning(name)) is not None
-        ]
+        n_series, known = self._own.get(family, (-1, []))
+        if n_series != self._loop_region.n_series:
+            n_series = self._loop_region.n_series
+            start = series_name(family, ()).removesuffix("]") + ","
+            known = [
+                (meaning[1], view, at)
+                for name, view, at in self._loop_region.places(start)
+                if (meaning := self._meaning(name)) is not None
+            ]
+            self._own[family] = (n_series, known)
+        return [(labels, view[at]) for labels, view, at in known]
 
     def cell(self, name: str = "", *labels: str) -> Counter:
         """A count that belongs to no family: protocols ask for more than Prometheus is told.
