@@ -97,7 +97,7 @@ def replay(  # noqa: PLR0917  typer reads options from the parameters
 
 
 def _opened(files: "VersionFiles", scratch: Path) -> "Side":
-    from gateway.columns import columns_of
+    from gateway.columns import columns_of, fit
     from gateway.config import ServerConfig
     from gateway.loader import Loader
     from gateway.replay import Side
@@ -110,7 +110,8 @@ def _opened(files: "VersionFiles", scratch: Path) -> "Side":
     places = None
     if profile is not None:
         pairing = Pairing(files.model, "", 0, files.version, Shadow(to=files.version))
-        places = places_of(lambda *_: (columns_of(signature)[0], profile), pairing)
+        columns, _ = fit(profile, columns_of(signature)[0], signature)
+        places = places_of(lambda *_: (columns, profile), pairing)
     return Side(files.model, files.version, loaded.digest, loaded.session, places)
 
 

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 
 from gateway.capture.record import Record, TensorKept, Unit, kept
+from gateway.columns import columns_of, fit
 from gateway.config import RuntimeConfig
 from gateway.decision import guards_of
 from gateway.replay import Report, Side, replay
 from gateway.runtime import Session
+from gateway.shadow import places_of
+from gateway.shadow.tally import Pairing
 from gateway.tensors import Array
+from monitors import Profile
 from monitors.guards.verdict import Guard
 from registry.rollouts import Plan, Rollout
-from registry.routes import Tolerance
+from registry.routes import Shadow, Tolerance
 from registry.signature import Signature, TensorSpec
 from tests import models
 from tests.gateway.capture.records import record
@@ -288,3 +292,23 @@ def test_only_guards_that_pairs_inform_are_asked() -> None:
     assert names == ["error_rate", "not_finite", "output_shift", "disagreement", "errors_alone"]
     bounds = {round(math.exp(finding.log_bound)) for finding in report.judged.findings}
     assert bounds == {500}  # five share one percent
+
+
+def test_the_worst_bins_are_where_the_versions_differ() -> None:
+    """A version that differs above 1 only: the upper bins of its input, with their rows."""
+    signature = Signature((X,), (TensorSpec("y", "FP32", (-1,)),))
+    x = np.random.default_rng(5).normal(size=2000).astype(np.float32)
+    profile = Profile.fit({"input:x": x, "output:y": x})
+    columns, _ = fit(profile, columns_of(signature)[0], signature)
+    pairing = Pairing("m", "2", 2, 1, Shadow(to=2))
+    places = places_of(lambda *_: (columns, profile), pairing)
+    old = Side("m", 1, "a", Answering(lambda x: x, signature), places)
+    new = Side("m", 2, "b", Answering(lambda x: x + (x > 1), signature))
+    records = [asked(k, part) for k, part in enumerate(np.split(x, 100))]
+
+    document = replayed(records, new, old).document()
+
+    worst = document["worst_bins"]
+    assert {each["channel"] for each in worst} == {"input:x"}
+    assert sum(each["differ"] for each in worst) == (x > 1).sum() == document["rows"]["differ"]
+    assert max(each["share"] for each in worst) == 1.0
