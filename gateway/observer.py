@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from gateway.conclusions import Shared
 from gateway.config import ADOPT_ROWS_MAX, ADOPT_ROWS_MIN, MonitorConfig
 from gateway.errors import BadRequestError, NotFoundError
 from gateway.pair import Pair
-from gateway.refusals import RefusalWatches, reason
+from gateway.refusals import RefusalWatch, RefusalWatches, reason
 from gateway.tap import Observation, Tap
 from gateway.telemetry import (
     ALARMS_OPEN,
@@ -36,7 +36,7 @@ from gateway.telemetry import (
     event,
 )
 from gateway.watch import AlarmEvent, Spend, Watch, adopted
-from monitors import Alarm, Monitor, Profile
+from monitors import Alarm, Profile
 from monitors.budget import Purpose, divide
 from monitors.refusals import FEATURE
 from monitors.window import WINDOWS, WindowName
@@ -205,7 +205,9 @@ class Observer:
 
     async def summary(self) -> list[dict[str, Any]]:
         """One line for every watched version."""
-        return await self.ask(lambda: [_summary(watch) for watch in self._watches.values()])
+        return await self.ask(
+            lambda: [_summary(w, self._requests_of(w)) for w in self._watches.values()]
+        )
 
     async def adopt(self, model: str, version: int, rows: int) -> dict[str, Any]:
         """Let the next `rows` served rows of a version become its reference."""
@@ -259,16 +261,26 @@ class Observer:
             for feature, statistic, value, line in watch.scores():
                 scores.append(((*labels, feature, statistic), value))
                 lines.append(((*labels, feature, statistic), line))
-            if watch.monitor is not None:
-                alarms.append((labels, len(watch.monitor.alarms)))
-            for channel, value in watch.evidence().items():
-                evidence.append(((*labels, channel), value))
+            requests = self._requests_of(watch)
+            if watch.monitor is not None or requests is not None:
+                n_open = len(watch.monitor.alarms) if watch.monitor is not None else 0
+                alarms.append((labels, n_open + len(requests.alarms if requests else ())))
+            for odds in (watch.evidence(), requests.evidence if requests else {}):
+                evidence += [((*labels, channel), value) for channel, value in odds.items()]
         return {
             DRIFT_SCORE: scores,
             DRIFT_LINE: lines,
             DRIFT_EVIDENCE: evidence,
             ALARMS_OPEN: alarms,
         }
+
+    def _requests_of(self, watch: Watch) -> RefusalWatch | None:
+        """The requests of its model, at the version that their alarms are filed under."""
+        found = self.refusals.get(watch.model) if self.refusals is not None else None
+        if found is None or (found.version or self.champion_of(watch.model)) != watch.version:
+            return None
+        found.catch_up()
+        return found
 
     def reference(self, model: str, version: int) -> tuple[Sequence[Column], Profile] | None:
         """The profile that a version is judged by; None while it has none. For any thread."""
@@ -326,6 +338,7 @@ class Observer:
             if not refusals.has_alarms:  # They are filed where they were opened.
                 refusals.version = self.champion_of(refusals.model) or refusals.version
             if (champion := self._watches.get((refusals.model, refusals.version))) is not None:
+                refusals.meters = champion.meters
                 self._guarded(champion, partial(refusals.tick, now))
         self._pass_on()
 
@@ -465,8 +478,9 @@ class Observer:
                 answer.set_exception(error)
 
 
-def _summary(watch: Watch) -> dict[str, Any]:
+def _summary(watch: Watch, requests: RefusalWatch | None) -> dict[str, Any]:
     monitor = watch.monitor
+    alarms = [*(monitor.alarms if monitor else ()), *(requests.alarms if requests else ())]
     psi = {feature: value for feature, statistic, value, _ in watch.scores() if statistic == "psi"}
     highest = max(psi, key=lambda feature: psi[feature], default=None)
     return {
@@ -476,15 +490,15 @@ def _summary(watch: Watch) -> dict[str, Any]:
         "rows_observed": watch.n_observed,
         "rows_dropped": watch.n_dropped,
         "gaps": watch.coverage(time.time())["gaps"],
-        "alarms": _paged(monitor) if monitor is not None else [],
+        "alarms": _paged(alarms),
         "highest": {"feature": highest, "psi": round(psi[highest], 4)} if highest else None,
         "problems": len(watch.problems),
     }
 
 
-def _paged(monitor: Monitor) -> list[str]:
+def _paged(alarms: Iterable[Alarm]) -> list[str]:
     """Columns with an open page, each once; a page about all of them by its channel."""
-    pages = [alarm for alarm in monitor.alarms if alarm.level == "page"]
+    pages = [alarm for alarm in alarms if alarm.level == "page"]
     return list(dict.fromkeys(alarm.feature or alarm.channel for alarm in pages))
 
 

@@ -23,7 +23,7 @@ from gateway.errors import (
     TooLargeError,
 )
 from gateway.telemetry import REQUESTS, Telemetry, event
-from gateway.watch import AlarmEvent, Spend, budget_of
+from gateway.watch import AlarmEvent, Spend, WatchMeters, budget_of
 from monitors import Alarm, MonitorError
 from monitors.budget import Purpose
 from monitors.monitor import BLOCK_ROWS, BLOCK_S
@@ -78,6 +78,8 @@ class RefusalWatch:
         self.model = model
         self.version = 0
         """The champion of now: whom alarms are filed under."""
+        self.meters: WatchMeters | None = None
+        """Of the champion: where alarms are counted."""
         self.told: list[AlarmEvent] = []
         """What happened to alarms and has not been passed on yet."""
         self._config = config
@@ -100,6 +102,24 @@ class RefusalWatch:
     def has_alarms(self) -> bool:
         """Whether any is open."""
         return bool(self._refusals.alarms)
+
+    @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Those that are open, pages first."""
+        return self._refusals.alarms
+
+    @property
+    def evidence(self) -> dict[str, float]:
+        """E-value of every channel; none while it learns."""
+        return self._refusals.evidence
+
+    def catch_up(self) -> None:
+        """Judge everything that was counted, or read what the judge has concluded."""
+        if self._shared.is_judge:
+            self._folded_at = 0.0
+            self.tick(time.time())
+        else:
+            self._restore()
 
     def spend(self, share: float) -> None:
         """Have this part of the model's budget from now on."""
@@ -163,11 +183,7 @@ class RefusalWatch:
 
     def report(self) -> dict[str, Any]:
         """What `GET /drift/{model}` says of requests, in plain JSON types."""
-        if self._shared.is_judge:
-            self._folded_at = 0.0
-            self.tick(time.time())
-        else:
-            self._restore()
+        self.catch_up()
         return {**self._refusals.report(), "budget_share": self._refusals.budget.share}
 
     # -- inside
@@ -195,6 +211,8 @@ class RefusalWatch:
                 evidence=float(f"{min(alarm.evidence, 1e200):.3g}"),
                 since=alarm.since,
             )
+            if self.meters is not None and alarm.id == alarm.episode:
+                (self.meters.pages if alarm.level == "page" else self.meters.warnings).add()
             self._tell("opened", alarm)
         for alarm in was_open:
             if not alarm.is_open:

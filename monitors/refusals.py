@@ -88,6 +88,14 @@ class Refusals:
         """Alarms open and closed, oldest first."""
         return tuple(self._episodes)
 
+    @property
+    def evidence(self) -> dict[str, float]:
+        """E-value of every channel; none while it learns."""
+        if self._detector is None:
+            return {}
+        values = self._detector.evidence.tolist()
+        return dict(zip(self._detector.layout.names, values, strict=True))
+
     def spend(self, share: float) -> None:
         """Have this share of the budget from now on; see `Detector.spend`."""
         self.budget = self.budget.with_share(share)

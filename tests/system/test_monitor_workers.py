@@ -194,6 +194,19 @@ def test_refused_requests_of_all_workers_are_judged_for_their_model(tmp_path: Pa
         with server.client() as client:
             (episode,) = client.get("/alarms").json()["alarms"]
         assert "are refused" in episode["reason"]
+        with server.client() as client:
+            found = client.get("/drift").json()["models"]
+            metrics = client.get("/metrics").text.splitlines()
+        lines = {line["model"]: line["alarms"] for line in found}
+        assert lines == {"m": ["requests"], "other": []}
+        assert 'driftgate_alarms_total{level="page",model="m",version="1"} 1.0' in metrics
+        (n_open,) = (
+            float(line.rpartition(" ")[2])
+            for line in metrics
+            if line.startswith('driftgate_alarms_open{model="m"')
+        )
+        assert n_open >= 1
+        assert any("drift_evidence" in x and "requests:bad_tensor" in x for x in metrics)
         assert not said(server, "other")[0]["alarms"]
         wait_until(lambda: all_say(server, lambda r: r["n_requests"] == n_sent), "all, again")
     with serve(tmp_path / "registry", settings, flags=TWO) as server:
