@@ -1,6 +1,7 @@
 """Shadows over HTTP: give a version copies, take them away, and what came of comparing."""
 
 import asyncio
+import time
 from typing import Any
 
 from starlette.requests import Request
@@ -19,6 +20,8 @@ from registry.revisions import ModelState
 from registry.routes import RouteError, Shadow
 
 _ROWS_MAX = 200_000
+_LABELS_S = 30 * 86_400.0
+"""Labels of predictions that are older are not looked at."""
 _CHANGE = ("message", "force", "take_over")
 
 
@@ -36,14 +39,14 @@ class _Handlers(Handlers):
         head = await self.door.read(lambda revisions: revisions.head())
         state = head.models.get(model, ModelState())
         target = targets(self._plane).get(model)
-        log = self._log
+        log, since = self._log, time.time() - _LABELS_S
 
         def read() -> list[dict[str, Any]]:
             joined: list[Joined] = []
             known = target if log is not None else None
             if log is not None and target is not None:
                 try:
-                    joined = log.store.joined(model, rows_max=_ROWS_MAX)
+                    joined = log.store.joined(model, since=since, rows_max=_ROWS_MAX)
                 except StoreError:
                     known = None  # The rest of the report is none the worse.
             return report(self.door.state_path, model, state, joined=joined, target=known)

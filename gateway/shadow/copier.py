@@ -256,7 +256,7 @@ class Copier:
         for reason, n in Counts(reason for _, reason in result.dropped).items():
             self._drop(reason, n)
         for _, code in result.failed:
-            self._meters.failed(code).add()
+            self._meters.fail(code, result.run_s)
         labels = (model, str(version))
         if result.failed:
             self._telemetry.counter(SHADOW_PAIRS, *labels, "failed").add(len(result.failed))
@@ -264,7 +264,8 @@ class Copier:
         if not n:
             return
         self._meters.ok.add(n)
-        self._meters.seconds.observe(result.run_s)
+        for _ in range(n):  # The run alone: who waits for what is left over tells nothing.
+            self._meters.seconds.observe(result.run_s)
         self._telemetry.counter(SHADOW_PAIRS, *labels, "differ").add(result.n_differ)
         self._telemetry.counter(SHADOW_PAIRS, *labels, "agree").add(n - result.n_differ)
         rows = sum(copy.rows for copy in result.answered)

@@ -216,7 +216,12 @@ def test_a_report_says_where_they_differ_and_by_labels_who_is_right(tmp_path) ->
         text = http.get("/metrics").text
         adopted = "/drift/m?version=2"
         wait_until(lambda: http.get(adopted).json().get("reference"), "of its own rows")
-        assert http.delete(url).status_code == 200
+        told = driftgate("shadow", "report", "m", "2", "--server", server.url)
+        assert told.returncode == 5
+        assert f"wrong alone, the champion {found['labels']['champion_alone']}" in told.stdout
+        assert "worst      input:x" in told.stdout
+        ended = driftgate("shadow", "stop", "m", "2", "--server", server.url)
+        assert "m route.shadow[0].to 2 -> none" in ended.stdout
         assert http.delete(url).status_code == 404
     below = sum(label["label"] == 0.01 for label in labels)
     assert found["verdict"] == "breach"
