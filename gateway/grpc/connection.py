@@ -288,7 +288,7 @@ class Connection(asyncio.Protocol):
             return
         if not route.is_unary:
             self._start(call)
-        if getattr(request, "end_stream", False):
+        if request.end_stream:
             self._end(number)
 
     def _prepare(self, call: Call) -> None:

@@ -168,9 +168,11 @@ class Call:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether so much is unread that no more should come."""
-        return bool(self.messages) and (
-            self.unread_bytes > _UNREAD_BYTES_MAX or len(self.messages) > _UNREAD_MAX
+        """Whether so much is unread that no more should come; a single message must end first."""
+        return (
+            bool(self.messages)
+            and not self.route.is_unary
+            and (self.unread_bytes > _UNREAD_BYTES_MAX or len(self.messages) > _UNREAD_MAX)
         )
 
     def feed(self, data: bytes) -> None:  # noqa: C901  one message, on one screen

@@ -230,6 +230,21 @@ def test_a_call_is_answered_with_headers_message_and_trailers_in_one_write() -> 
     talk(scenario)
 
 
+def test_a_large_message_may_end_with_a_frame_of_its_own() -> None:
+    """As clients in other languages do; it does not wait for a reader that waits for it."""
+    body = wire.prefixed(bytes(200_000))
+
+    async def scenario(client: Talk) -> None:
+        frames = await client.say(headers(1))
+        for start in range(0, len(body), 16_000):
+            frames += await client.say(frame(DATA, 0, 1, body[start : start + 16_000]))
+        assert HEADERS not in {each.kind for each in frames}
+        frames = await client.say(frame(DATA, END_STREAM, 1))
+        assert sum(len(each.payload) for each in frames if each.kind == DATA) == 65_535
+
+    talk(scenario)
+
+
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
