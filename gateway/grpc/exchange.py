@@ -286,6 +286,21 @@ class Call:
 
     # -- what handlers write
 
+    def begin(self) -> None:
+        """Send what goes before all answers, if it is not out.
+
+        Raises
+        ------
+        GoneError : the client waits for nothing any more.
+        """
+        if self.is_begun:
+            return
+        self.is_begun = True
+        try:
+            self.stream.send_response(200, [_CONTENT_TYPE, *self.initial])
+        except self._line.local_errors:
+            raise GoneError from None
+
     async def send(self, message: bytes) -> None:
         """Send one message; waits while the client takes none.
 
@@ -294,10 +309,8 @@ class Call:
         GoneError : the client waits for nothing any more.
         """
         data = wire.prefixed(message)
+        self.begin()
         try:
-            if not self.is_begun:
-                self.is_begun = True
-                self.stream.send_response(200, [_CONTENT_TYPE, *self.initial])
             await self._room()
             if len(data) <= _PIECE_BYTES:
                 self.stream.send_data(data)

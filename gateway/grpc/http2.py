@@ -251,6 +251,8 @@ class HTTP2Carrier:
             call.initial.append((_ID, request_id))
         caller = self._guard("predict", call.headers)
         asked = Asked(wire.metadata(call.headers), caller.name, request_id)
+        call.begin()  # A client may wait for the id before it sends anything.
+        call.push()
         answers = self._service.stream(call.read(), lambda: _left_s(call), asked)
         await _send(answers, call)
 
