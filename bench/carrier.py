@@ -2,7 +2,7 @@
 
 Question  Is every gRPC call answered while connections are taken out of service under load, calls
           expire and are given up, connections lie idle, and the server is told to end?
-Method    One server, grpc.aio clients with retries off, each answer held against its own request.
+Method    One server, grpc.aio clients as they come, each answer held against its own request.
           Calls in four shapes of channels by calls at a time, each far beyond what a connection
           carries; calls with deadlines of 0 to 4 ms and calls cancelled after 0 to 4 ms among good
           ones on the same connections; streams beside them; channels that were idle meanwhile;
@@ -11,6 +11,8 @@ Method    One server, grpc.aio clients with retries off, each answer held agains
 Budget    0 lost.
 Run       make bench NAME=carrier
 More      python -m bench carrier --calls 1000000 --given-up 10000
+          --no-retries: clients may not send again what they had not sent yet when they were told
+          to send it elsewhere; some such calls then fail in the client, and no server saw them
 """
 
 import argparse
@@ -42,7 +44,6 @@ SHAPES = ((16, 1), (16, 8), (4, 64), (1, 100))
 """Channels, and calls at a time on each."""
 _SERVICE = "inference.GRPCInferenceService"
 _UNARY, _STREAM = f"/{_SERVICE}/ModelInfer", f"/{_SERVICE}/ModelStreamInfer"
-_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
 _GIVE_UP_S_MAX = 0.004
 _IDLE = 8
 _STREAMS = 4
@@ -70,16 +71,31 @@ class Tally:
 class Client:
     """Calls of one test, each with a name of its own."""
 
-    def __init__(self, address: str, model: str = MODEL, n_features: int = N_FEATURES) -> None:
+    def __init__(
+        self,
+        address: str,
+        model: str = MODEL,
+        n_features: int = N_FEATURES,
+        *,
+        has_retries: bool = True,
+    ) -> None:
         self._address = address
+        self._options = [("grpc.use_local_subchannel_pool", 1)]
+        if not has_retries:
+            self._options.append(("grpc.enable_retries", 0))
         self._model = model
         self._row = np.zeros((1, n_features), np.float32)
         self._names: Iterator[int] = itertools.count()
         self.tally = Tally()
+        self._part = "idle"
+        """Of the method, for what is lost in it."""
+
+    def _lose(self, why: str) -> None:
+        self.tally.lost[f"{self._part}: {why}"] += 1
 
     async def channels(self, stack: AsyncExitStack, n: int) -> list[Any]:
         """Open connections, each its own."""
-        opened = [grpc.aio.insecure_channel(self._address, options=_OPTIONS) for _ in range(n)]
+        opened = [grpc.aio.insecure_channel(self._address, options=self._options) for _ in range(n)]
         for channel in opened:
             await stack.enter_async_context(channel)
         await asyncio.gather(*(channel.channel_ready() for channel in opened))
@@ -99,12 +115,12 @@ class Client:
         try:
             answer = await call(message, timeout=_LATE_S)
         except grpc.aio.AioRpcError as error:
-            self.tally.lost[f"{error.code().name}: {error.details()}"] += 1
+            self._lose(f"{error.code().name}: {error.details()}")
             return
         if name in answer:
             self.tally.answered += 1
         else:
-            self.tally.lost["another one's answer"] += 1
+            self._lose("another one's answer")
 
     async def give_up(self, call: Any, generator: random.Random) -> None:
         """Make one call that is let go: by its deadline, or by being cancelled."""
@@ -125,10 +141,11 @@ class Client:
             if error.code().name == wanted:
                 self.tally.given_up[wanted] += 1
             else:
-                self.tally.lost[f"{error.code().name}: {error.details()}"] += 1
+                self._lose(f"{error.code().name}: {error.details()}")
 
     async def many(self, n_channels: int, at_a_time: int, n_calls: int) -> None:
         """So many calls that must be answered."""
+        self._part = f"{n_channels} x {at_a_time}"
         async with AsyncExitStack() as stack:
             opened = await self.channels(stack, n_channels)
             left = iter(range(n_calls))
@@ -142,6 +159,7 @@ class Client:
 
     async def among(self, n_given_up: int) -> None:
         """Calls that are given up, and as many good ones on the same connections."""
+        self._part = "given up"
         async with AsyncExitStack() as stack:
             opened = await self.channels(stack, 8)
             left = iter(range(n_given_up))
@@ -172,15 +190,16 @@ class Client:
                 if names.get_nowait() in answer:
                     self.tally.messages += 1
                 else:
-                    self.tally.lost["a message out of order"] += 1
+                    self._lose("a message out of order")
             await writing
         except grpc.aio.AioRpcError as error:
-            self.tally.lost[f"stream: {error.code().name}: {error.details()}"] += 1
+            self._lose(f"stream: {error.code().name}: {error.details()}")
             writing.cancel()
 
     async def until_told(self, n_channels: int, at_a_time: int, pid: int) -> None:
         """Calls all the time; those under way when SIGTERM is sent must be answered."""
         is_told = False
+        self._part = "SIGTERM"
 
         async def one_after_the_other(call: Any) -> None:
             while not is_told:
@@ -232,6 +251,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=100_000)
     parser.add_argument("--given-up", type=int, default=2_000)
     parser.add_argument("--carrier", default="zttp")
+    parser.add_argument("--no-retries", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         registry = Path(home) / "registry"
@@ -244,7 +264,7 @@ def main() -> None:
             began = time.monotonic()
             tally = asyncio.run(
                 run(
-                    Client(f"127.0.0.1:{grpc_port}"),
+                    Client(f"127.0.0.1:{grpc_port}", has_retries=not options.no_retries),
                     n_calls=options.calls,
                     n_given_up=options.given_up,
                     pid=server.pid,
