@@ -45,6 +45,9 @@ SUITES = {
     "zttp-kserve": Suite("kserve", ("kserve_sdk.py",), settings={"grpc_carrier": "zttp"}),
     "mlflow": Suite("mlflow", ("mlflow_scoring.py",), settings={"model": "mixed"}),
     "perf_analyzer": Suite("perf_analyzer", program=perf_analyzer.run),
+    "zttp-perf_analyzer": Suite(
+        "perf_analyzer", program=perf_analyzer.run, settings={"grpc_carrier": "zttp"}
+    ),
     "schemathesis": Suite("schemathesis", program=schemathesis.run, settings={"model": "matrix"}),
 }
 
