@@ -1,7 +1,7 @@
 """Carries the calls over HTTP/2 by zttp, on the worker's own event loop: the other carrier.
 
-Same handlers, bounds, statuses and sentences as `carrier`, for about a third of the CPU; why it is
-not the default is in docs/decisions/0029-grpc-over-http2.md.
+Same handlers, bounds, statuses and sentences as `carrier`, for about a quarter of the CPU; why it
+is not the default is in docs/decisions/0029-grpc-over-http2.md.
 """
 
 import asyncio
