@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from monitors.guards import balance, harm, paired, shift
-from monitors.guards.bets import CANDIDATE, CONTROL
+from monitors.guards.bets import CANDIDATE, CONTROL, Floats, Integers
 from monitors.guards.evidence import Evidence, both
 from monitors.guards.labelled import Labelled, Side
 from monitors.guards.power import ENOUGH_EVIDENCE
@@ -97,8 +97,8 @@ class Finding:
     candidate: tuple[int, int]
     control: tuple[int, int]
     """Bad events (or hits) and units of each."""
-    ratio: tuple[float, float, float] | None = None
-    """Best, lowest and highest ratio of rates, always valid at 95 %."""
+    events: tuple[Integers, Floats] | None = None
+    """Bad events by weight and variant, and the weights."""
     compared: Compared | None = None
     """Of outcomes."""
 
@@ -106,6 +106,11 @@ class Finding:
     def is_breach(self) -> bool:
         """Whether it found what must not be."""
         return self.log_evidence >= self.log_bound
+
+    @property
+    def ratio(self) -> tuple[float, float, float] | None:
+        """Best, lowest and highest ratio of rates, always valid at 95 %; reckoned if asked."""
+        return None if self.events is None else harm.ratio_interval(*self.events)
 
     @property
     def has_data(self) -> bool:
@@ -124,8 +129,8 @@ class Finding:
             "candidate": {"hits": self.candidate[0], "of": self.candidate[1]},
             "control": {"hits": self.control[0], "of": self.control[1]},
             "ratio": None
-            if self.ratio is None
-            else [round(value, 4) if math.isfinite(value) else None for value in self.ratio],
+            if (ratio := self.ratio) is None
+            else [round(value, 4) if math.isfinite(value) else None for value in ratio],
             **({} if self.compared is None else {"outcome": self.compared.to_dict()}),
         }
 
@@ -236,7 +241,7 @@ def _finding(
 ) -> Finding:
     units = evidence.total(evidence.units)
     hits = np.zeros(2, np.int64)
-    ratio = compared = None
+    events = compared = None
     log = 0.0
     if guard.kind == "outcome":
         log, shown = labelled.log_evidence(guard.side)
@@ -263,7 +268,7 @@ def _finding(
         weights, bad = both(evidence.events.get(guard.event, {}))
         if weights.size:
             hits = bad.sum(axis=0)
-            ratio = harm.ratio_interval(bad, weights)
+            events = bad, weights
             log = float(harm.log_evidence(bad, weights, ratio_allowed=guard.ratio_max))
     elif guard.kind == "balance":
         weights, counts = both(evidence.units)
@@ -286,7 +291,7 @@ def _finding(
         log_bound,
         (int(hits[CANDIDATE]), int(units[CANDIDATE])),
         (int(hits[CONTROL]), int(units[CONTROL])),
-        ratio,
+        events,
         compared,
     )
 
