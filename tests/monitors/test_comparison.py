@@ -64,7 +64,9 @@ def test_no_bet_earns_anything_while_shares_are_within_the_tolerance(seed, w, ta
             for way in (step, theirs * np.sign(log_a[bet, cells])):
                 move = way - theirs * way.sum()
                 size = np.sqrt((move**2 / np.maximum(theirs, 1e-300)).sum())
-                ours = theirs + move * (tau / size if size > 0 else 0)
+                if size < 1e-9:  # nothing but rounding: it would no longer be a share
+                    continue
+                ours = theirs + move * (tau / size)
                 if (ours < 0).any() or not is_placed[bet, 1]:
                     continue
                 each_a = (ours * np.exp(log_a[bet, cells])).sum()

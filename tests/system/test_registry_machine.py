@@ -261,9 +261,12 @@ class Registry(RuleBasedStateMachine):
         """Who answers, what is in force, and that nobody else was touched."""
         is_whole = self.head.must_open <= self.good
         wait_until(lambda: self._is_observed() == is_whole, f"in force: {is_whole}")
-        said = self._said()
-        about = said["models"]["m"]
-        assert about["served"] == self.served, (about, self.head, self.in_force)
+        # What has just come is opened a moment after it is seen.
+        wait_until(
+            lambda: self._said()["models"]["m"]["served"] == self.served,
+            f"{self.served} answers: {self.head}, {self.in_force}",
+        )
+        about = self._said()["models"]["m"]
         assert about["follow"] == self.head.follow
         assert about.get("aliases", {}) == self.head.aliases
         assert set(about.get("pins", ())) == self.head.pins
