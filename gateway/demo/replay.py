@@ -15,15 +15,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import Any
 
 import numpy as np
 
-from gateway.demo import sample, story
+from gateway.demo import challenger, sample, story
 from gateway.demo.months import Alarm, Month, auc, auc_error
-from gateway.demo.sample import LEVELS, Sample
+from gateway.demo.sample import Sample
 from gateway.demo.screen import Screen
-from gateway.demo.server import MODEL, Server, running
+from gateway.demo.server import INFER, MODEL, Server, running
 from gateway.errors import StartError
 from gateway.outgoing import Connection
 
@@ -36,17 +35,17 @@ MONTH_S = 2.5
 """How long a month takes when somebody watches."""
 
 _CLOSE_S_MAX = 10.0
-_INFER = f"/v2/models/{MODEL}/infer"
 _DRIFT = f"/drift/{MODEL}"
 
 
-def run(*, exit_at_end: bool, port: int) -> int:
+def run(*, exit_at_end: bool, port: int, acts: int = 2) -> int:
     """Replay the year; the exit code.
 
     Parameters
     ----------
     exit_at_end : end after the replay, without pacing it; else serve on until Ctrl-C
     port : for the server; another is taken and named if it cannot be had
+    acts : 1: the year and its drift; 2: then a challenger that wants the champion's place
 
     Raises
     ------
@@ -62,8 +61,13 @@ def run(*, exit_at_end: bool, port: int) -> int:
                 _introduce(screen, server, flights)
                 with _blamed_on(server):
                     _replay(screen, server.url, flights, months, is_paced)
-                _conclude(screen, months)
+                screen.console.print("\n[bold]What was seen[/]")
+                screen.say(story.told(months, len(sample.REFERENCE_MONTHS)))
                 code = _verdict(screen, months)
+                if acts > 1:
+                    with _blamed_on(server):
+                        code = max(code, _challenge(screen, server, flights))
+                _conclude(screen)
                 if not exit_at_end:
                     _serve_on(screen, server)
                     code = 0
@@ -77,7 +81,9 @@ def run(*, exit_at_end: bool, port: int) -> int:
 def _introduce(screen: Screen, server: Server, flights: Sample) -> None:
     body = server.folder / "flight.json"
     hot = int(np.flatnonzero(flights.month == 7)[WINDOW_ROWS // 2])
-    body.write_text(json.dumps(_body(flights, range(hot, hot + 1)), indent=1), encoding="utf-8")
+    body.write_text(
+        json.dumps(sample.request_of(flights, range(hot, hot + 1)), indent=1), encoding="utf-8"
+    )
 
     screen.console.print("[bold]driftgate demo[/]: a year of real flights through a real server")
     screen.say(f"""
@@ -93,7 +99,7 @@ def _introduce(screen: Screen, server: Server, flights: Sample) -> None:
     screen.say("or paste: what the monitors see, the scores, a flight of July, a table\n")
     screen.verbatim(f"  curl -s {server.url}{_DRIFT}")
     screen.verbatim(f"  curl -s {server.url}/metrics | grep drift_score")
-    screen.verbatim(f"  curl -s {server.url}{_INFER} \\")
+    screen.verbatim(f"  curl -s {server.url}{INFER} \\")
     screen.verbatim(f"       -d @{shlex.quote(str(body))}")
     screen.verbatim(f"  {_command()} drift {MODEL} --server {server.url}\n")
 
@@ -128,7 +134,7 @@ def _send(
     scores: list[float] = []
     start = time.monotonic()
     for request in (rows[k : k + REQUEST_ROWS] for k in range(0, len(rows), REQUEST_ROWS)):
-        answer = connection.call("POST", _INFER, body=_body(flights, request))
+        answer = connection.call("POST", INFER, body=sample.request_of(flights, request))
         scores += answer["outputs"][0]["data"]
         late = flights.late[rows.start : request.stop]
         number = int(flights.month[rows.start])
@@ -179,10 +185,22 @@ def _closed(connection: Connection, flights: Sample, rows: range, scores: list[f
     )
 
 
-def _conclude(screen: Screen, months: Sequence[Month]) -> None:
+def _challenge(screen: Screen, server: Server, flights: Sample) -> int:
+    """The second act; 0 if the challenger is champion at its end, else 1."""
+    ending = challenger.play(screen, server, flights)
+    screen.say()
+    for line in challenger.told(ending):
+        screen.say(line)
     command = _command()
-    screen.console.print("\n[bold]What was seen[/]")
-    screen.say(story.told(months, len(sample.REFERENCE_MONTHS)))
+    screen.say("\nIts file, the evidence of each step, and the way back:\n")
+    for words in (f"canary status {MODEL}", f"drift {MODEL} --against champion", "history"):
+        screen.verbatim(f"  {command} {words} --server {server.url}")
+    screen.verbatim(f"  {command} rollback {MODEL} --server {server.url}")
+    return 0 if ending.is_promoted else 1
+
+
+def _conclude(screen: Screen) -> None:
+    command = _command()
     screen.console.print("\n[bold]Next: your own model[/] in models/NAME/1/model.onnx")
     screen.verbatim(f"  {command} profile training.csv --model models/NAME/1/model.onnx \\")
     screen.verbatim("       --out models/NAME/1/reference.json")
@@ -207,21 +225,6 @@ def _serve_on(screen: Screen, server: Server) -> None:
         screen.say("\nEnded: the server and its files are gone.")
         return
     raise StartError(f"the demo's server ended by itself: {server.last_words}")
-
-
-def _body(flights: Sample, rows: range) -> dict[str, Any]:
-    """Flights as a request of the Open Inference Protocol."""
-    return {
-        "inputs": [
-            {
-                "name": name,
-                "shape": [len(rows), 1],
-                "datatype": "BYTES" if name in LEVELS else "FP32",
-                "data": column[rows.start : rows.stop].tolist(),
-            }
-            for name, column in flights.columns.items()
-        ]
-    }
 
 
 def _number(value: float | None) -> float:

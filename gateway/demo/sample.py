@@ -6,6 +6,7 @@ in NOTICE, how it was made in make.py.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,3 +89,18 @@ def model_path(name: str) -> Path:
 def profile_path(name: str) -> Path:
     """Return the reference profile of one of `MODELS`; raises ValueError for any other name."""
     return model_path(name).with_suffix(".json")
+
+
+def request_of(sample: Sample, rows: range) -> dict[str, Any]:
+    """Flights as a request of the Open Inference Protocol."""
+    return {
+        "inputs": [
+            {
+                "name": name,
+                "shape": [len(rows), 1],
+                "datatype": "BYTES" if name in LEVELS else "FP32",
+                "data": column[rows.start : rows.stop].tolist(),
+            }
+            for name, column in sample.columns.items()
+        ]
+    }

@@ -23,6 +23,7 @@ from gateway.demo.sample import model_path, profile_path
 from gateway.errors import GatewayError, StartError
 
 MODEL = "flights"
+INFER = f"/v2/models/{MODEL}/infer"
 TRAINED_ON = "january_march"
 
 _READY_S_MAX = 20.0
@@ -177,6 +178,7 @@ def _serve(parent: int, folder: Path, port: int, window_rows: int, budget_rows: 
                 "no_grpc": True,
                 "monitor.window_rows": window_rows,
                 "monitor.budget_rows": budget_rows,
+                "labels.sample": 100,  # Whether flights were late is told for some of them.
                 "sync.settle_s": 0.0,  # Its files are complete: _fill has written them.
                 "log.format": "json",
             }

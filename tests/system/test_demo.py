@@ -215,7 +215,7 @@ def whole_year() -> Iterator[tuple[int, str, float]]:
     """Exit code, output and seconds of one run with --exit in a pipe."""
     with tempfile.TemporaryDirectory(prefix="dg", dir="/tmp") as made:
         start = time.monotonic()
-        with demo(Path(made), "--exit", "--port", "0") as run:
+        with demo(Path(made), "--exit", "--acts", "1", "--port", "0") as run:
             code = run.end()
             seconds = time.monotonic() - start
             assert b"\x1b" not in run.raw
@@ -288,7 +288,7 @@ def test_outcomes_agree_with_the_model_run_by_hand(whole_year) -> None:
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 def test_printed_commands_work_while_it_serves_on_and_ctrl_c_ends_it(folder) -> None:
     """After the replay the commands still answer; Ctrl-C is then the proper end: code 0."""
-    with demo(folder, "--port", "0") as run:
+    with demo(folder, "--acts", "1", "--port", "0") as run:
         run.read_until("until Ctrl-C")
         server = run.server()
         check_commands(run.commands())
@@ -309,7 +309,7 @@ def test_printed_commands_work_while_it_serves_on_and_ctrl_c_ends_it(folder) -> 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 def test_ctrl_c_in_the_middle_of_a_watched_year_ends_everything(folder) -> None:
     """On a terminal the year is paced; commands answer during it; Ctrl-C leaves nothing."""
-    with demo(folder, "--port", "0", terminal=True) as run:
+    with demo(folder, "--acts", "1", "--port", "0", terminal=True) as run:
         run.read_until("Jan   2,000 23 %  23 %  0.")
         server = run.server()
         check_commands(run.commands())
@@ -326,7 +326,7 @@ def test_ctrl_c_in_the_middle_of_a_watched_year_ends_everything(folder) -> None:
 @pytest.mark.parametrize("words", STARTS)
 def test_ctrl_c_at_any_moment_leaves_nothing(words, folder) -> None:
     """Before the server, as it becomes ready, at the first row, at the alarm."""
-    with demo(folder, "--port", "0") as run:
+    with demo(folder, "--acts", "1", "--port", "0") as run:
         run.read_until(words)
         # Not before the command itself runs: until then it is Python that is interrupted.
         deadline = time.monotonic() + 30
@@ -346,7 +346,7 @@ def test_ctrl_c_at_any_moment_leaves_nothing(words, folder) -> None:
 )
 def test_server_does_not_outlive_a_killed_demo(number, code, folder) -> None:
     """However the demo is killed, its server ends and its files go."""
-    with demo(folder, "--port", "0") as run:
+    with demo(folder, "--acts", "1", "--port", "0") as run:
         run.read_until("Mar ")
         server = run.server()
         assert server in running()
@@ -360,7 +360,7 @@ def test_server_does_not_outlive_a_killed_demo(number, code, folder) -> None:
 
 def test_a_lost_server_is_named_as_the_reason(folder) -> None:
     """One line and exit code 2, not a complaint about an address."""
-    with demo(folder, "--port", "0") as run:
+    with demo(folder, "--acts", "1", "--port", "0") as run:
         run.read_until("Ready after")
         os.kill(run.server(), signal.SIGKILL)
 
@@ -374,7 +374,9 @@ def test_a_taken_port_is_replaced_and_plain_text_suffices(folder) -> None:
     """Another port is taken and named; a terminal that knows ASCII alone gets ASCII alone."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with demo(folder, "--exit", "--port", str(port), PYTHONIOENCODING="ascii") as run:
+        with demo(
+            folder, "--exit", "--acts", "1", "--port", str(port), PYTHONIOENCODING="ascii"
+        ) as run:
             assert run.end() == 0
             assert f"port {port} cannot be had" in run.text
             assert f"127.0.0.1:{port}/" not in run.text
@@ -385,20 +387,78 @@ def test_a_taken_port_is_replaced_and_plain_text_suffices(folder) -> None:
 def test_settings_of_the_users_own_servers_do_not_reach_it(folder) -> None:
     """A sampling switched off and another host in the environment change nothing."""
     environ = {"DRIFTGATE_MONITOR_SAMPLE": "0", "DRIFTGATE_HOST": "0.0.0.0"}
-    with demo(folder, "--exit", "--port", "0", **environ) as run:
+    with demo(folder, "--exit", "--acts", "1", "--port", "0", **environ) as run:
         assert run.end() == 0
         assert " ALARM " in run.text
 
 
 def test_a_terminal_ends_with_the_same_picture_as_a_pipe(whole_year, folder) -> None:
     """No line reaches column 80, so none wraps; what moved is gone; nothing is overdrawn."""
-    with demo(folder, "--exit", "--port", "0", terminal=True) as run:
+    with demo(folder, "--exit", "--acts", "1", "--port", "0", terminal=True) as run:
         assert run.end() == 0
         lines = re.split(r"[\r\n]", run.text)
 
         assert b"\x1b[1A" in run.raw, "nothing has moved"
         assert max(map(cell_len, lines)) < 80, max(lines, key=cell_len)
         assert settled(picture(run.raw.decode())) == settled(whole_year[1])
+
+
+def test_a_challenger_is_promoted_by_evidence_that_agrees_with_the_models_run_by_hand(
+    folder,
+) -> None:
+    """Copies, half of the flights, champion: and what is said of both is what onnxruntime finds."""
+    import onnxruntime
+
+    with demo(folder, "--exit", "--port", "0") as run:
+        assert run.end() == 0
+        text = run.text.partition("Second act")[2]
+    flat = " ".join(text.split())
+
+    stages = ["gets copies", "answers 50 %", "is the champion"]
+    assert [text.index(stage) for stage in stages] == sorted(map(text.index, stages))
+    assert max(len(line) for line in text.splitlines() if "driftgate" not in line) < 80
+    n, differ = numbers(r"of ([\d,]+) flights it called ([\d,]+) otherwise", flat)
+    labelled, new, old = numbers(
+        r"Labels of ([\d,]+) of them: the challenger alone was wrong on ([\d,]+),"
+        r" the champion alone on ([\d,]+)", flat,
+    )  # fmt: skip
+    own, of, champions, among = numbers(
+        r"answers: ([\d.]+) % of ([\d,]+) were wrong, ([\d.]+) % of the champion's ([\d,]+)", flat
+    )
+    flights = sample.load()
+    chosen = (flights.month >= 7) & (flights.month <= 12)
+    feeds = {name: column[chosen].reshape(-1, 1) for name, column in flights.columns.items()}
+    is_late = flights.late[chosen]
+    called = [
+        onnxruntime.InferenceSession(sample.model_path(name)).run(None, feeds)[0][:, 0] >= 0.5
+        for name in ("january_march", "january_june")
+    ]
+    # Copies are of the first flights, answers of its own of those between the step and the end.
+    (stepped,) = numbers(r"([\d,]+) flights answers 50 %", flat)
+    (ended,) = numbers(r"Promoted after ([\d,]+) flights", flat)
+    otherwise = float((called[0] != called[1])[: int(stepped)].mean())
+    assert abs(differ / n - otherwise) < error(otherwise, n)
+    assert n >= 300
+    assert labelled <= n
+    assert new + old <= differ
+    told = slice(int(stepped), int(ended) - 250)
+    for share, rows, by_hand in ((champions, among, called[0]), (own, of, called[1])):
+        wrong = float((by_hand != is_late)[told].mean())
+        assert abs(share / 100 - wrong) < error(wrong, rows)
+        assert rows >= 100  # The step wants 300 flights; labels come later.
+    assert re.search(r"Not worse by 5 points: odds of [\d,]{2,} to 1, 20 needed", flat)
+
+
+def numbers(pattern: str, text: str) -> list[float]:
+    """What the groups of a pattern say."""
+    found = re.search(pattern, text)
+    assert found, text
+    return [float(group.replace(",", "")) for group in found.groups()]
+
+
+def error(share: float, n: float) -> float:
+    """Four standard errors."""
+    return 4 * (share * (1 - share) / n) ** 0.5
 
 
 def test_the_command_it_recommends_profiles_a_model(whole_year, folder) -> None:
