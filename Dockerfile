@@ -6,8 +6,10 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY gateway gateway
 COPY registry registry
 COPY monitors monitors
+# --build-arg EXTRAS='[http2,postgres]' adds what pyproject.toml lists as optional.
+ARG EXTRAS=
 RUN python -m venv /opt/driftgate \
-    && /opt/driftgate/bin/python -m pip install --no-cache-dir --constraint constraints.txt .
+    && /opt/driftgate/bin/python -m pip install --no-cache-dir --constraint constraints.txt ".$EXTRAS"
 
 FROM python:3.12-slim
 COPY --from=build /opt/driftgate /opt/driftgate

@@ -52,6 +52,8 @@ _START_S_MAX = 120.0
 _BACK_OFF_S = (0.1, 10.0)
 _STEADY_S = 10.0
 """Who lived so long had started well: the next one is not held back."""
+_DEATHS_MAX = 256
+"""Of so many workers it is remembered what ended them: who asks does so within seconds."""
 _FAILED_STARTS_MAX = 5
 _TICK_S = 0.25
 _END_S_MAX = 2.0
@@ -521,6 +523,9 @@ class Supervisor:
             deaths = self._run_dir / "deaths"
             deaths.mkdir(exist_ok=True)
             (deaths / str(worker.pid)).write_text(f"{max(-code, 0)} {worker.why}".strip())
+            notes = sorted(deaths.iterdir(), key=lambda note: note.stat().st_mtime_ns)
+            for note in notes[:-_DEATHS_MAX]:
+                note.unlink(missing_ok=True)
 
     def _replace(self, now: float, worker: _Worker) -> None:
         """Start another one, unless it had been meant to follow one that still serves."""

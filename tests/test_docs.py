@@ -10,6 +10,7 @@ import json
 import os
 import re
 import selectors
+import shlex
 import shutil
 import signal
 import socket
@@ -20,6 +21,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import msgspec
@@ -666,6 +668,23 @@ def test_image_copies_only_what_exists_and_is_not_ignored() -> None:
     for path in sources:
         assert (ROOT / path).exists(), path
         assert path.rstrip("/") in kept, path
+
+
+def test_image_takes_the_extras_that_there_are() -> None:
+    """As the shell of the build would put them behind the project, each pinned."""
+    (install,) = [rest for word, rest in dockerfile() if word == "RUN" and "pip install" in rest]
+    where = shlex.split(install.rpartition(" ")[2])[0]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    page = (ROOT / "docs/how-to/run-in-a-container.md").read_text(encoding="utf-8")
+    (named,) = set(re.findall(r"EXTRAS='\[(.+?)\]'", page))
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+
+    assert Template(where).substitute(EXTRAS="") == "."
+    assert Template(where).substitute(EXTRAS=f"[{named}]") == f".[{named}]"
+    for extra in named.split(","):
+        for needed in project["optional-dependencies"][extra]:
+            name = re.split(r"[\[=<>]", needed)[0]
+            assert re.search(rf"^{name}==", pins, re.MULTILINE), name
 
 
 def test_image_starts_driftgate_itself_with_telemetry_off() -> None:

@@ -32,6 +32,7 @@ from gateway.errors import GatewayError
 
 root, mode = Path(sys.argv[1]), sys.argv[2]
 supervisor._SILENCE_S_MAX = 2.0
+supervisor._DEATHS_MAX = 3
 
 def work(settings, place):
     with (root / "births").open("a") as births:
@@ -145,7 +146,13 @@ def test_workers_that_end_again_and_again_wait_longer_each_time(tmp_path: Path) 
     for k, pause in enumerate(pauses[1:]):
         least = 0.1 * 2**k * 0.5
         assert least <= pause, (k, pauses)
-    assert {event["by"] for event in run.events("worker_ended")} == {"exit code 7"}
+    ended = run.events("worker_ended")
+    assert {event["by"] for event in ended} == {"exit code 7"}
+    # A crash loop leaves as many notes as are kept, those of the last ones.
+    (deaths,) = tmp_path.rglob("deaths")
+    known = {int(note.name) for note in deaths.iterdir()}
+    assert len(known) == 3
+    assert known <= {pid for _, pid in run.births[-4:]}
 
 
 def test_a_worker_whose_loop_stands_still_is_replaced(tmp_path: Path) -> None:
