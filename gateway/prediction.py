@@ -64,6 +64,30 @@ class Head:
     """Set once a variant is picked: what `x-driftgate-decision` says."""
 
 
+@dataclass(slots=True)
+class _Request:
+    """A message and what is known of it so far."""
+
+    codec: Codec
+    head: Head
+    body: bytes
+    start: float
+    call: Call | None = None
+    """Its body, once something has had to read it."""
+
+
+@dataclass(slots=True)
+class _Terms:
+    """What a route asks of the answer."""
+
+    budget: Budget
+    rows_max: int | None
+    taking: Taking | None
+    """Where it is captured."""
+    copies: Copies | None = None
+    """Shadows that get it too."""
+
+
 class RequestIds:
     """Names for requests that came without one."""
 
@@ -176,42 +200,36 @@ async def infer(plane: DataPlane, codec: Codec, head: Head, body: bytes, start: 
     ------
     GatewayError : what the client is told instead of an answer.
     """
-    call: Call | None = None
+    request = _Request(codec, head, body, start)
     try:
         if head.model is None:
-            call = await _decoded(plane, codec, body)
+            request.call = call = await _decoded(plane, codec, body)
             head.model, head.version = call.model, call.version
         # The table is read once, and not kept: what leaves it is closed with its last request.
         model = plane.table.model(head.model)
         routing = model.routing
         if routing is None:
-            picked, decision = pick(model, head, call)
+            picked, decision = pick(model, head, request.call)
             del model
             variant = picked if isinstance(picked, Variant) else await _opened(plane, head, picked)
     except GatewayError as error:
         plane.rejected(error)
         raise
     if routing is None:
-        return await _answered(plane, codec, head, body, call, variant, decision, start)
+        return await _answered(plane, request, variant, decision)
     del model
-    return await _routed(plane, codec, head, body, call, start, routing)
+    return await _routed(plane, request, routing)
 
 
-async def _answered(  # noqa: C901, PLR0912, PLR0915, PLR0917  one prediction from start to end, on one screen
+async def _answered(  # noqa: C901, PLR0912, PLR0915  one prediction from start to end, on one screen
     plane: DataPlane,
-    codec: Codec,
-    head: Head,
-    body: bytes,
-    call: Call | None,
+    request: _Request,
     variant: Variant,
     decision: Decision | None,
-    start: float,
-    budget: Budget | None = None,
-    rows_max: int | None = None,
-    taking: Taking | None = None,
-    copies: Copies | None = None,
+    terms: _Terms | None = None,
 ) -> Answer:
     """What the variant that was picked says; all counts are that variant's."""
+    codec, head, call, start = request.codec, request.head, request.call, request.start
     served = variant.served
     signature, model = served.signature, served.model
     meters = variant.meters if decision is None else plane.meters(variant, decision.choice)
@@ -220,22 +238,24 @@ async def _answered(  # noqa: C901, PLR0912, PLR0915, PLR0917  one prediction fr
     inputs: list[Array] = []
     try:
         if call is None:
-            call = await _decoded(plane, codec, body)
+            call = await _decoded(plane, codec, request.body)
         inputs = call.bind(signature, model)
         if call.outputs:
             choose(call, signature, model)  # Before anything runs for a name that is wrong.
             refuse_texts(call, signature)
         rows = n_rows(inputs, signature, model) if signature.has_row_axis else _size(inputs)
-        if rows_max is not None:
-            refuse_rows(model, rows, rows_max)
-        if taking is not None:
-            taking.bound(served, inputs, rows, call)
-        timeout_s = plane.timeout_s if budget is None else budget.total_s
+        timeout_s = plane.timeout_s
+        if terms is not None:
+            timeout_s = terms.budget.total_s
+            if terms.rows_max is not None:
+                refuse_rows(model, rows, terms.rows_max)
+            if terms.taking is not None:
+                terms.taking.bound(served, inputs, rows, call)
         for asked_s in (call.timeout_s, head.timeout_s):
             if asked_s is not None and asked_s < timeout_s:
                 timeout_s = asked_s
-        if budget is not None:
-            timeout_s = budget.take(timeout_s)
+        if terms is not None:
+            timeout_s = terms.budget.take(timeout_s)
         queue = variant.queue
         future = queue.submit(inputs, rows, timeout_s)
         outputs = await (_unless_gone(future, head.gone) if head.gone and queue.is_busy else future)
@@ -243,8 +263,8 @@ async def _answered(  # noqa: C901, PLR0912, PLR0915, PLR0917  one prediction fr
             variant.observe(inputs, outputs, rows)  # Where every request counts, runs are tapped.
         if plane.predictions is not None and head.request_id:
             _keep(plane.predictions, head, variant, decision, inputs, outputs, rows)
-        if taking is not None:
-            taking.outputs = outputs
+        if terms is not None and terms.taking is not None:
+            terms.taking.outputs = outputs
         call.decision = head.decision
         given = classified(call, signature, outputs) if call.outputs else outputs
         answer = codec.encode(call, served, given)
@@ -262,21 +282,14 @@ async def _answered(  # noqa: C901, PLR0912, PLR0915, PLR0917  one prediction fr
     meters.seconds.observe(time.perf_counter() - start)
     if watched:
         watched.answered(time.perf_counter() - start, inputs, outputs)
-    if copies is not None and decision is not None:
-        copies.offer(variant, decision, head.request_id, inputs, outputs, rows)
+    if terms is not None and terms.copies is not None and decision is not None:
+        terms.copies.offer(variant, decision, head.request_id, inputs, outputs, rows)
     return answer
 
 
-async def _routed(
-    plane: DataPlane,
-    codec: Codec,
-    head: Head,
-    body: bytes,
-    call: Call | None,
-    start: float,
-    routing: Routing,
-) -> Answer:
+async def _routed(plane: DataPlane, request: _Request, routing: Routing) -> Answer:
     """The same under a route: within its limits, which come before any other work."""
+    head = request.head
     name = head.model or ""
     gate = plane.gate(name)
     try:
@@ -287,61 +300,51 @@ async def _routed(
         raise
     try:
         try:
-            if call is None and routing.reads_body:
-                call = await _decoded(plane, codec, body)
-            picked, decision = pick(plane.table.model(name), head, call)
+            if request.call is None and routing.reads_body:
+                request.call = await _decoded(plane, request.codec, request.body)
+            picked, decision = pick(plane.table.model(name), head, request.call)
             variant = picked if isinstance(picked, Variant) else await _opened(plane, head, picked)
         except GatewayError as error:
             plane.rejected(error)
             raise
         if decision is None:  # The route was deleted meanwhile.
-            return await _answered(plane, codec, head, body, call, variant, None, start)
-        return await _asked(plane, codec, head, body, call, variant, decision, start, routing)
+            return await _answered(plane, request, variant, None)
+        return await _asked(plane, request, variant, decision, routing)
     finally:
         gate.leave()
 
 
-async def _asked(  # noqa: PLR0917  what `infer` knows by now
-    plane: DataPlane,
-    codec: Codec,
-    head: Head,
-    body: bytes,
-    call: Call | None,
-    variant: Variant,
-    decision: Decision,
-    start: float,
-    routing: Routing,
+async def _asked(
+    plane: DataPlane, request: _Request, variant: Variant, decision: Decision, routing: Routing
 ) -> Answer:
     """What the variant says, or another one instead: within one time, with one hop at most."""
-    route, breakers = routing.route, plane.breakers
+    head, route, breakers = request.head, routing.route, plane.breakers
     rows_max = route.limits.rows_max if route.limits else None
     can_hop = head.version is None and "timeout" in (route.fallback.on if route.fallback else ())
-    budget = Budget(start, route.timeout_s or plane.timeout_s, can_hop=can_hop)
+    budget = Budget(request.start, route.timeout_s or plane.timeout_s, can_hop=can_hop)
     variants = partial(plane.variants, variant.model)
     code, taking = ClientGoneError.code, None
     try:
-        taking = _taken(plane, head, call, variant, decision, start, routing)
+        taking = _taken(plane, request, variant, decision, routing)
         other = breakers.diverted(routing, variant, decision, variants)
         if other is not None:
             _refused(plane, variant, decision)
         else:
             try:
                 with breakers.around(routing, variant, decision, budget, variants):
-                    answer = await _answered(
-                        plane, codec, head, body, call, variant, decision, start, budget,
-                        rows_max, taking, plane.copies.get(variant.model),
-                    )  # fmt: skip
+                    copies = plane.copies.get(variant.model)
+                    terms = _Terms(budget, rows_max, taking, copies)
+                    answer = await _answered(plane, request, variant, decision, terms)
             except GatewayError as error:
                 other = breakers.hop(routing, variant, error, variants)
                 if other is None or head.version is not None or budget.left_s < LEFT_S_MIN:
                     raise
-                call = None  # What was bound to one version is read again for another.
+                request.call = None  # What was bound to one version is read again for another.
         if other is not None:
             head.decision = other.decision.header
             with breakers.around(routing, *other, budget, variants):
-                answer = await _answered(
-                    plane, codec, head, body, call, *other, start, budget, rows_max, taking
-                )
+                terms = _Terms(budget, rows_max, taking)
+                answer = await _answered(plane, request, *other, terms)
         code = "ok"
     except GatewayError as error:
         code = error.code
@@ -360,25 +363,18 @@ def _refused(plane: DataPlane, variant: Variant, decision: Decision) -> None:
 
 
 def _taken(
-    plane: DataPlane,
-    head: Head,
-    call: Call | None,
-    variant: Variant,
-    decision: Decision | None,
-    start: float,
-    routing: Routing,
+    plane: DataPlane, request: _Request, variant: Variant, decision: Decision, routing: Routing
 ) -> Taking | None:
     """The request as it will be captured, if its route asks for that and it is in the sample."""
-    model = variant.model
+    head, model = request.head, variant.model
     if plane.recorders is None or (recorder := plane.recorders.of(model, routing)) is None:
         return None
-    assert decision is not None  # noqa: S101  there is one under every route
     look = None
     if routing.reads_body:
         with contextlib.suppress(GatewayError):  # A version called by number may take others.
-            look = _look(plane.table.model(model), call)
+            look = _look(plane.table.model(model), request.call)
     name = head.request_id.decode("latin-1")
-    return recorder.begin(name, head.headers, decision, variant.version, look, start)
+    return recorder.begin(name, head.headers, decision, variant.version, look, request.start)
 
 
 def pick(model: Model, head: Head, call: Call | None) -> tuple[Variant | int, Decision | None]:
