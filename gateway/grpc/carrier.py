@@ -5,6 +5,7 @@ Handlers get bytes and give bytes, so that another carrier can take this one's p
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -273,6 +274,11 @@ async def _refuse(
         trailing.append((_DECISION, decision.decode()))
     if error.retry_after_s is not None:
         trailing.append(("retry-after", str(error.retry_after_s)))
+    # An aborted call and its exceptions hold each other until cycles are collected, which an idle
+    # server hardly ever does; their frames would hold a table, and it all versions of its time.
+    for held in (error, sys.exception()):
+        if held is not None:
+            held.__traceback__ = held.__context__ = held.__cause__ = None
     await context.abort(_STATUS[error.grpc_status], str(error)[:_DETAILS_MAX], tuple(trailing))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import httpx
+import pytest
 
 from gateway.protocol.stubs import inference_pb2 as pb
 from tests import models
@@ -148,3 +149,33 @@ def test_a_start_opens_first_what_was_used_last(tmp_path: Path) -> None:
     assert driftgate("pin", "b", "1", "-r", str(tmp_path)).returncode == 0
     with serve(tmp_path) as server:
         assert opened(server) == ["b@1", "m@2", "c@2", "a@2", "b@2", "m@1"]
+
+
+@pytest.mark.parametrize("carrier", ["grpcio", "zttp"])
+def test_calls_that_failed_hold_no_version_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, carrier: str
+) -> None:
+    """What failed is let go at once, not when Python looks for cycles, which it never does here."""
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text("import gc\ngc.disable()\n")
+    monkeypatch.setenv("PYTHONPATH", str(hook))
+    registry = tmp_path / "models"
+    models.put(registry, "m", 1, models.constant(1))
+    wrong = [
+        ("ModelReady", pb.ModelReadyRequest(name="nobody")),
+        ("ModelMetadata", pb.ModelMetadataRequest(name="m", version="7")),
+        ("ModelInfer", pb.ModelInferRequest(model_name="m")),
+        ("ModelInfer", pb.ModelInferRequest(model_name="nobody")),
+        ("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="nobody")),
+    ]
+    with serve(registry, {"grpc_carrier": carrier}) as server:
+        for name, message in wrong:
+            with pytest.raises(grpc.RpcError):
+                asked(server, name, message)
+        with server.client() as client:
+            for path in ("m", "nobody", "m/versions/7"):
+                assert client.post(f"/v2/models/{path}/infer", json={"inputs": []}).is_error
+
+        assert told(server, "m/unload").status_code == 200
+        assert open_versions(server) == [set()]
