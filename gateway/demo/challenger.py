@@ -48,8 +48,8 @@ _FLIGHTS_A_SECOND = 400
 _ASKED_EVERY = 50
 _OPEN_S_MAX = 30.0
 _SHOWN_EVERY = 1000
-_OVER = ("done", "baking", "aborted", "failed", "holding")
 _DONE = ("done", "baking")
+_OVER = (*_DONE, "aborted", "failed", "holding")
 
 
 @dataclass(frozen=True, slots=True)

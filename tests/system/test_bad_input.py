@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests import models
+from tests.mutation import mutated
 from tests.serving import Server, request, serve, tensor, wait_until
 
 BODY_BYTES_MAX = 1_000_000
@@ -593,21 +594,10 @@ def test_a_thousand_mutations_of_a_good_body_get_no_500(client: httpx.Client) ->
              b'"shape"', b"-1"]  # fmt: skip
     seen: dict[int, int] = {}
     for _ in range(1000):
-        body = bytearray(good)
-        for _ in range(draw.randint(1, 4)):
-            at, length = draw.randrange(len(body) + 1), draw.choice([0, 1, 1, 2, 5, 30])
-            match draw.randrange(4):
-                case 0:
-                    body[at : at + length] = draw.choice(marks)
-                case 1:
-                    del body[at : at + length]
-                case 2:
-                    body[at:at] = body[at : at + length]
-                case _:
-                    body[at : at + 1] = draw.randbytes(1)
+        body = mutated(good, draw, marks)
         start = time.monotonic()
-        got = client.post("/v2/models/pair/infer", content=bytes(body))
-        assert time.monotonic() - start < 5, bytes(body)
+        got = client.post("/v2/models/pair/infer", content=body)
+        assert time.monotonic() - start < 5, body
         seen[got.status_code] = seen.get(got.status_code, 0) + 1
         if got.status_code != 200:
             check_refusal(got, 400)

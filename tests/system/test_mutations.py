@@ -15,6 +15,7 @@ import pytest
 
 from gateway.protocol.stubs import inference_pb2 as pb
 from tests import models
+from tests.mutation import mutated
 from tests.serving import Server, request, serve, tensor
 
 ANSWER_S_MAX = 5.0
@@ -91,7 +92,7 @@ def test_mutations_over_http_are_answered_or_refused(server: Server, name: str) 
         good = client.post(message.path, content=message.body, headers=headers)
         assert good.status_code == 200, good.text
         for _ in range(N_MUTATIONS):
-            body = mutated(message.body, draw)
+            body = mutated(message.body, draw, MARKS)
             got = client.post(message.path, content=body, headers=headers)
             assert got.status_code < 500, (body, got.text)
             if got.status_code != 200:
@@ -114,7 +115,7 @@ def test_mutations_over_grpc_are_answered_or_refused(server: Server) -> None:
     with grpc.insecure_channel(server.wait_for("ready")["grpc_url"]) as channel:
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         for _ in range(2 * N_MUTATIONS):
-            body = mutated(raw, draw)
+            body = mutated(raw, draw, MARKS)
             start = time.monotonic()
             try:
                 infer(body, timeout=ANSWER_S_MAX)
@@ -127,23 +128,6 @@ def test_mutations_over_grpc_are_answered_or_refused(server: Server) -> None:
             seen[code] = seen.get(code, 0) + 1
         assert len(infer(raw, timeout=ANSWER_S_MAX)) > len(RAW)
     assert seen.get(grpc.StatusCode.INVALID_ARGUMENT, 0) > N_MUTATIONS / 10, seen
-
-
-def mutated(good: bytes, draw: random.Random) -> bytes:
-    """A body with one to four places changed: a mark put in, bytes cut, doubled or made up."""
-    body = bytearray(good)
-    for _ in range(draw.randint(1, 4)):
-        at, length = draw.randrange(len(body) + 1), draw.choice([0, 1, 1, 2, 5, 30])
-        match draw.randrange(4):
-            case 0:
-                body[at : at + length] = draw.choice(MARKS)
-            case 1:
-                del body[at : at + length]
-            case 2:
-                body[at:at] = body[at : at + length]
-            case _:
-                body[at : at + 1] = draw.randbytes(1)
-    return bytes(body)
 
 
 def check_sentence(got: httpx.Response) -> None:
