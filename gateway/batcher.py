@@ -43,7 +43,7 @@ class _Waiting:
     """One request in the queue."""
 
     __slots__ = (
-        "deadline", "done", "future", "inputs", "key", "parts", "queued", "rows", "timeout_s",
+        "allowed_s", "deadline", "done", "future", "inputs", "key", "parts", "queued", "rows",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +54,7 @@ class _Waiting:
         future: "asyncio.Future[list[Array]]",
         queued: float,
         deadline: float,
+        allowed_s: float,
     ) -> None:
         self.inputs = inputs
         self.rows = rows
@@ -61,7 +62,7 @@ class _Waiting:
         self.future = future
         self.queued = queued
         self.deadline = deadline
-        self.timeout_s = deadline - queued
+        self.allowed_s = allowed_s
         self.done = 0  # rows handed to batches so far
         self.parts: list[list[Array]] = []
 
@@ -201,11 +202,20 @@ class Batcher:
         return self.rows_queued > self._rows_max
 
     def submit(
-        self, inputs: list[Array], rows: int, timeout_s: float
+        self,
+        inputs: list[Array],
+        rows: int,
+        timeout_s: float,
+        allowed_s: float | None = None,
     ) -> "asyncio.Future[list[Array]]":
         """Queue one request; the future holds its outputs, or the reason there are none.
 
         Cancel the future when nobody waits for it any more: rows that did not run are dropped.
+
+        Parameters
+        ----------
+        timeout_s : from now on
+        allowed_s : what the error says was allowed, where a part of it has passed before
 
         Raises
         ------
@@ -222,7 +232,8 @@ class Batcher:
         future: asyncio.Future[list[Array]] = self._loop.create_future()
         now = time.monotonic()
         key = tuple(array.shape[1:] for array in inputs) if self._has_free_axes else None
-        waiting = _Waiting(inputs, rows, key, future, now, now + timeout_s)
+        allowed_s = timeout_s if allowed_s is None else allowed_s
+        waiting = _Waiting(inputs, rows, key, future, now, now + timeout_s, allowed_s)
         self._queue.append(waiting)
         self.rows_queued += rows
         if waiting.deadline < self._sweep_time:
@@ -518,7 +529,7 @@ class Batcher:
             self._meters.gone.add()
         elif not waiting.future.done():
             self._meters.late.add()
-            waiting.future.set_exception(DeadlineError(self.model, waiting.timeout_s))
+            waiting.future.set_exception(DeadlineError(self.model, waiting.allowed_s))
 
     def _no_room(self, rows: int) -> GatewayError:
         if rows > self._queue_rows_max:

@@ -43,13 +43,13 @@ class Budget:
     can_hop : something must be left for somebody else when the time of the first is over
     """
 
-    __slots__ = ("_allowed_s", "_share", "_start", "total_s")
+    __slots__ = ("_allowed_s", "_share", "_start", "given_s", "total_s")
 
     def __init__(self, start: float, total_s: float, *, can_hop: bool) -> None:
         self._start = start
         self._allowed_s = total_s
         self._share = _FIRST_SHARE if can_hop else 1.0
-        self.total_s = total_s
+        self.given_s = self.total_s = total_s
 
     @property
     def is_shortened(self) -> bool:
@@ -64,8 +64,8 @@ class Budget:
     def take(self, total_s: float) -> float:
         """Seconds for whoever is asked next, now that it is known what the client allows."""
         self.total_s = total_s
-        share, self._share = self._share, 1.0
-        return max(self.left_s - total_s * (1 - share), LEFT_S_MIN)
+        self.given_s, self._share = total_s * self._share, 1.0
+        return max(self.left_s - (total_s - self.given_s), LEFT_S_MIN)
 
 
 class Breaker:

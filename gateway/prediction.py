@@ -254,10 +254,12 @@ async def _answered(  # noqa: C901, PLR0912, PLR0915  one prediction from start 
         for asked_s in (call.timeout_s, head.timeout_s):
             if asked_s is not None and asked_s < timeout_s:
                 timeout_s = asked_s
+        allowed_s = timeout_s
         if terms is not None:
             timeout_s = terms.budget.take(timeout_s)
+            allowed_s = terms.budget.given_s
         queue = variant.queue
-        future = queue.submit(inputs, rows, timeout_s)
+        future = queue.submit(inputs, rows, timeout_s, allowed_s)
         outputs = await (_unless_gone(future, head.gone) if head.gone and queue.is_busy else future)
         if 0 < plane.sample < 1 and random.random() < plane.sample:  # noqa: S311  no secret
             variant.observe(inputs, outputs, rows)  # Where every request counts, runs are tapped.

@@ -50,7 +50,11 @@ class Queue(Protocol):
         """Whether more rows wait than one batch holds."""
 
     def submit(
-        self, inputs: list[Array], rows: int, timeout_s: float
+        self,
+        inputs: list[Array],
+        rows: int,
+        timeout_s: float,
+        allowed_s: float | None = None,
     ) -> "asyncio.Future[list[Array]]":
         """Queue rows; the future holds the outputs."""
 

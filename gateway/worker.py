@@ -63,7 +63,7 @@ class Worker(Listener):
             n_connections = 0 if carrier is None else carrier.n_connections
             n_connections += len(self.server_state.connections)
             place.board.say_connections(place.slot, n_connections)
-        if counter % _TICKS_A_LOOK == 0:
+        if counter % _TICKS_A_LOOK == 0 or not self._grown_from:
             self._look_at_memory()
         if time.monotonic() >= self._leaves_at:
             self.should_exit = True

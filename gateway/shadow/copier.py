@@ -325,11 +325,12 @@ class Copier:
                     self._has_complained = True
                     event("shadow_failed", logging.ERROR, model=self.pairing.model, exc=True)
                 result = Result([], [], [(c, "not_compared") for c in copies], 0, [], [], 0.0)
+            with contextlib.suppress(RuntimeError):  # The loop has ended.
+                self._loop.call_soon_threadsafe(self._settled, result)
+            # Last: where none waits, the next turn of the loop counts all that came of them.
             self._n_out += len(copies)
             self._bytes_out += sum(copy.size for copy in copies)
             self._is_changed = True
-            with contextlib.suppress(RuntimeError):  # The loop has ended.
-                self._loop.call_soon_threadsafe(self._settled, result)
             self._rest()
 
     def _rest(self) -> None:

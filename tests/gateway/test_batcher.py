@@ -250,13 +250,13 @@ def test_a_deadline_is_answered_while_the_session_is_busy(gate: threading.Event)
         session = Session(gate=gate)
         queue = batcher(session, is_inline=False)
         start = time.monotonic()
-        running = queue.submit(rows(0), 1, 0.1)
+        running = queue.submit(rows(0), 1, 0.1, 0.15)
         await until(session.started.is_set)
         waiting = queue.submit(rows(1), 1, 0.05)
         with pytest.raises(DeadlineError, match=r"0\.05 s"):
             await waiting
         waited = time.monotonic() - start
-        with pytest.raises(DeadlineError):
+        with pytest.raises(DeadlineError, match=r"0\.15 s"):  # A third of it had passed.
             await running
         ran = time.monotonic() - start
         gate.set()

@@ -277,6 +277,8 @@ def test_one_time_for_both_however_it_is_cut(monkeypatch: pytest.MonkeyPatch) ->
     clock.now += 0.2
     assert hasty.left_s == pytest.approx(0.1)
     assert hasty.take(0.3) == pytest.approx(0.1)
+    # What an error may say was allowed does not shrink by what has passed.
+    assert [b.given_s for b in (alone, both, hasty)] == pytest.approx([3.0, 2.0, 0.3])
     clock.now += 1.8
     assert both.take(3.0) == pytest.approx(1.0)
     clock.now += 5

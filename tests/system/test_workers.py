@@ -305,14 +305,17 @@ def test_sigterm_under_load_loses_nothing_while_it_lingers(registry: Path) -> No
         assert time.monotonic() - start < 5
 
 
-def test_a_worker_that_has_grown_is_replaced_without_a_failed_request(registry: Path) -> None:
-    """Its successor is ready before it leaves; here a byte more is too much."""
-    settings = {"recycle_bytes": 1, "stop.linger_s": 0.2}
-    with serve(registry, settings) as server:
+def test_a_worker_that_has_grown_is_replaced_without_a_failed_request(tmp_path: Path) -> None:
+    """Its successor is ready before it leaves, and has not grown: it began with what came late."""
+    models.put(tmp_path, "m", 1, models.constant(1))
+    settings = {"recycle_bytes": 16 << 20, "stop.linger_s": 0.2, "sync.poll_s": 0.1}
+    with serve(tmp_path, settings) as server:
         load = Load(server, 2)
         with load.running():
             [before] = workers(server)
-            server.wait_for("worker_recycled", timeout_s=20)
+            models.put(tmp_path, "late", 1, models.heavy(64))
+            recycled = server.wait_for("worker_recycled", timeout_s=30)
+            assert recycled["reason"] == "memory"
             server.wait_for("worker_ready")
             wait_until(lambda: before not in workers(server), "the old one has left")
         with server.client() as client:
