@@ -163,6 +163,7 @@ class App:
         self.plane.exposures = self.exposures
         self.shadows = _shadows(config, self, place)
         self.plane.copies = self.shadows.by_model
+        self.sync.on_change = self.shadows.stir
         self._predict = Predict(self.plane, self.access)
         self._stream = Stream(self.plane, self.access)
         door = revisions.Door(config, self.plane)

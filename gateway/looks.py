@@ -14,7 +14,7 @@ from registry.catalog import Catalog, Reader
 from registry.errors import WriteError
 from registry.store import Lease
 
-_SHARE = 300
+_SHARE = 400
 """The next look comes so many times later as the last one took of a processor. A clock would count
 what others did meanwhile."""
 _PAUSE_S_MAX = 1.5

@@ -77,6 +77,7 @@ class Observer:
         """Called by the observer's thread with what happens to alarms, on the worker that judges;
         they must not wait."""
         self._watches: dict[tuple[str, int], Watch] = {}
+        self._models: tuple[str, ...] = ()
         self._rivals: frozenset[Watch] = frozenset()
         """Watches of models of which several versions are watched."""
         self._pairs: dict[tuple[str, int], Pair] = {}
@@ -106,6 +107,7 @@ class Observer:
         """Watch one more version. A new dictionary, so that readers never see a change."""
         self._watches = {**self._watches, (watch.model, watch.version): watch}
         known = Counter(model for model, _ in self._watches)
+        self._models = tuple(known)
         self._rivals = frozenset(w for w in self._watches.values() if known[w.model] > 1)
         self._divide(watch.model)
 
@@ -328,9 +330,10 @@ class Observer:
             self._look()
         now = time.time()
         # New workers are looked for once a pass: with a thousand models that is what counts.
-        first = next((w for w in self._watches.values() if w.monitor is not None), None)
-        for watch in self._watches.values():
-            self._guarded(watch, partial(watch.tick, now, is_looking=watch is first))
+        is_first = True
+        for watch in [w for w in self._watches.values() if w.monitor is not None]:
+            self._guarded(watch, partial(watch.tick, now, is_looking=is_first))
+            is_first = False
         for watch in self._rivals:
             if (pair := self._pair(watch)) is not None:
                 self._guarded(watch, partial(self._compare, pair, now))
@@ -365,13 +368,15 @@ class Observer:
         return pair
 
     def _pass_on(self) -> None:
-        for watch in self._watches.values():
-            if watch.has_adopted and self._alarms is not None:
+        watches = self._watches.values()
+        for watch in [w for w in watches if w.has_adopted]:
+            if self._alarms is not None:
                 self._alarms.accept(
                     watch.model, watch.version, note="a reference was adopted", prefix=_MONITOR
                 )
             watch.has_adopted = False
-        for teller in (*self._watches.values(), *(self.refusals or ())):
+        tellers = [w for w in (*watches, *(self.refusals or ())) if w.told]
+        for teller in tellers:
             told, teller.told = teller.told, []
             for happened in told:
                 if self._alarms is not None:
@@ -395,14 +400,15 @@ class Observer:
                 self.shared.is_holder = False
         self._see_references()
         if self.refusals is not None:
-            self.refusals.look(list({model: None for model, _ in self._watches}))
+            self.refusals.look(self._models)
         if self._alarms is not None and self.shared.is_judge:
             self._see_acknowledged(self._alarms)
 
     def _see_acknowledged(self, log: AlarmLog) -> None:
         """Let alarms be quiet whose episode somebody has acknowledged, at whatever worker."""
         refusals = {one.model: one for one in self.refusals or () if one.has_alarms}
-        if not refusals and not any(watch.has_alarms for watch in self._watches.values()):
+        watches = [watch for watch in self._watches.values() if watch.monitor is not None]
+        if not refusals and not any(watch.has_alarms for watch in watches):
             return
         for episode in log.episodes():
             channel = episode.monitor.removeprefix(_MONITOR)

@@ -42,6 +42,7 @@ CODES: tuple[str, ...] = tuple(
 _LOOK_MODELS = 40
 """Models that are looked at in one turn, as other workers may have been asked for them."""
 _PLACES = {code: k for k, code in enumerate(("ok", *CODES))}
+_NOTHING = np.zeros(len(_PLACES), np.int64)
 
 
 def counted(series: Iterable[tuple[tuple[str, ...], int]]) -> dict[str, Cells]:
@@ -277,6 +278,8 @@ class RefusalWatches:
         self._before = counted(self._series)
         self._watches: dict[str, RefusalWatch] = {}
         self._turn = 0
+        self._without_file: set[str] = set()
+        """Models of which nothing was concluded before this worker first looked."""
 
     def __iter__(self) -> Iterator[RefusalWatch]:
         return iter(tuple(self._watches.values()))
@@ -305,11 +308,15 @@ class RefusalWatches:
 
     def _is_known(self, model: str) -> bool:
         """Whether there are counts of it, or conclusions of an earlier time."""
-        nothing = np.zeros(len(_PLACES), np.int64)
+        if self._shared.total(f"requests:{model}", _NOTHING, is_looking=False).any():
+            return True
+        if model in self._without_file:  # What is concluded from now on is concluded from counts.
+            return False
         file = self._shared.conclusions(f"requests@{model}").file
-        return bool(self._shared.total(f"requests:{model}", nothing, is_looking=False).any()) or (
-            file is not None and file.exists()
-        )
+        if file is not None and file.exists():
+            return True
+        self._without_file.add(model)
+        return False
 
     def _first(self, model: str) -> Cells:
         return self._before.get(model, np.zeros(len(_PLACES), np.int64))

@@ -55,7 +55,8 @@ _STEADY_S = 10.0
 _DEATHS_MAX = 256
 """Of so many workers it is remembered what ended them: who asks does so within seconds."""
 _FAILED_STARTS_MAX = 5
-_TICK_S = 0.25
+_TICK_S = 0.5
+"""Who speaks, ends or is told to end wakes it at once; this is for what must not be silent."""
 _END_S_MAX = 2.0
 """Beyond the grace, for what is no request: threads and files."""
 _LEASE_S_MAX = 1.0

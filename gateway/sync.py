@@ -13,7 +13,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,7 +47,9 @@ from registry.workers import Heartbeat, Rejection
 
 _FOLLOWED = ModelState()
 """A model that no revision speaks of follows its highest version."""
-_BEAT_S = 1.0
+_BEAT_S = 2.0
+_SAY_S = 1.0
+"""How often other workers hear when versions ran last."""
 _SETTLING_S = 0.1
 _WARM_MAX = 64
 """So many sessions are opened before anybody asks; in larger registries the first call does it."""
@@ -113,6 +115,9 @@ class Sync:
         self._retry_at = 0.0
         self._retry_s = 0.0
         self._beats = 0
+        self._said_at = 0.0
+        self.on_change: Callable[[], None] = lambda: None
+        """Called on the loop when the table has become another one."""
         self._beaten: tuple[float, object] = (0.0, None)
         self.problems: tuple[str, ...] = ()
         self.degraded: dict[str, str] = {}
@@ -149,6 +154,7 @@ class Sync:
         await self._open_recent(until)
         table = replace(self._plane.table, is_complete=True)
         self._plane.table = table
+        self.on_change()
         self._say_ready()
         await asyncio.to_thread(self._beat)
         self._watching = asyncio.create_task(self._watch())
@@ -188,7 +194,7 @@ class Sync:
         """Look at registry and revisions once, and bring the table in line with them."""
         found, revision, suspected, is_news = await asyncio.to_thread(self._survey)
         self._requalify(suspected)
-        self.sessions.say_ran()
+        self._say_ran()
         if is_news or self._is_stale:
             self._is_stale = False
             await self._bring(found, revision)
@@ -199,11 +205,17 @@ class Sync:
             await asyncio.to_thread(self._record_moves)
         await asyncio.to_thread(self._beat)
 
+    def _say_ran(self) -> None:
+        if (moment := time.monotonic()) - self._said_at >= _SAY_S:
+            self._said_at = moment
+            self.sessions.say_ran()
+
     def _survey(self) -> tuple[Catalog, Revision, set[str], bool]:
         """All that a thread does while nothing is new: most of the time that is all there is."""
         found, revision = self._look()
         suspected = self.sessions.quarantine.look()
-        self._uses.note(self.sessions.ran())
+        if self._uses.is_due:
+            self._uses.note(self.sessions.ran())
         is_news = found != self._found or revision.number != self._seen_revision()
         if not is_news:
             self._beat()
@@ -366,6 +378,7 @@ class Sync:
             await self._choose(name, brought.state, is_late=is_late)
             self._brought[name] = brought
         self._found = found
+        self.on_change()
 
     def _forgive(self, wanted: Mapping[str, _Brought]) -> None:
         """Try again what a revision names that was not named before: somebody means it."""
@@ -526,6 +539,7 @@ class Sync:
         model = self._plane.table.models[name]
         if model.champion is None and model.default == version:
             self.sessions.put(replace(model, champion=variant, default=None))
+        self.on_change()
         return variant
 
     async def try_version(self, name: str, version: int | None = None) -> Variant:

@@ -51,16 +51,21 @@ class Uses:
         """Versions by their last use, the newest first."""
         return sorted(self._known, key=lambda key: -self._known[key])
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to write down what has changed."""
+        return time.monotonic() >= self._due
+
     def note(self, ran: Iterable[tuple[Key, float]], *, at_once: bool = False) -> None:
-        """Write down when versions ran, if it is time to.
+        """Write down when versions ran, if it is time to or `at_once`.
 
         Parameters
         ----------
         ran : by `time.monotonic`; 0 for never
         """
-        now = time.monotonic()
-        if now < self._due and not at_once:
+        if not (self.is_due or at_once):
             return
+        now = time.monotonic()
         self._due = now + WRITE_S
         wall = time.time()
         for key, at in ran:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 HELD_S_MAX = 1.0
 """A run may hold the loop for so long; a busy machine must not look like an endless run."""
-_LOOK_S = 0.25
+_LOOK_S = 0.5
 
 
 class Holder(Protocol):

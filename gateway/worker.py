@@ -20,7 +20,7 @@ from gateway.prediction import DataPlane
 from gateway.sync import look
 from gateway.telemetry import event, start_logging
 
-_TICKS_A_BEAT = 3
+_TICKS_A_BEAT = 5
 _TICKS_A_LOOK = 20
 """At memory: some 2 s."""
 _ORPHAN_S_MAX = 1.0
@@ -38,6 +38,8 @@ class Worker(Listener):
         self._grown_from = 0
         self._has_asked = False
         app.plane.recycle = self.recycle
+        if place.turns is not None:
+            self.ticks = 1  # Whose turn it is to take a connection is told by how many each has.
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and end with the supervisor."""
@@ -78,6 +80,8 @@ class Worker(Listener):
         self._place.line.say(kind="leaving")
         if not self._config.stop.linger_s:
             super().told(number, frame)
+        else:
+            asyncio.get_running_loop().call_later(self._config.stop.linger_s, self.stir)
 
     def recycle(self, reason: str, **about: object) -> None:
         """Ask for a successor; this worker leaves when that is ready. Asked for once."""
@@ -91,6 +95,7 @@ class Worker(Listener):
             loop.remove_reader(self._place.line.fileno())
             loop.call_later(_ORPHAN_S_MAX, os._exit, 1)
             self.should_exit = True
+            self.stir()
 
     def _look_at_memory(self) -> None:
         limit = self._config.recycle_bytes

@@ -10,6 +10,7 @@ it, once. Such a shadow is barred on all workers until it is started again.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -35,6 +36,8 @@ from monitors.guards.bets import CANDIDATE
 from registry.routes import UNIT_REQUEST
 
 LOOK_S = 0.2
+IDLE_LOOK_S = 2.0
+"""While there is nothing to copy."""
 """How often the table, and runs under way, are looked at."""
 _WRITE_S = 1.0
 _JOIN_S_MAX = 2.0
@@ -126,12 +129,17 @@ class Shadows:
         self._seen: Table | None = None
         self._meters: dict[tuple[str, int, str], Meters] = {}
         self._leaving: list[Copier] = []
+        self._stirred = asyncio.Event()
 
     async def run(self, table: Callable[[], Table]) -> None:
         """Follow the table, look after runs, write counts down; until cancelled."""
         due = 0.0
         while True:
-            await asyncio.sleep(LOOK_S)
+            with contextlib.suppress(TimeoutError):
+                is_idle = not (self.by_model or self._leaving)
+                async with asyncio.timeout(IDLE_LOOK_S if is_idle else LOOK_S):
+                    await self._stirred.wait()
+            self._stirred.clear()
             try:
                 self.follow(table())
                 moment = time.monotonic()
@@ -142,6 +150,10 @@ class Shadows:
                     await asyncio.to_thread(self._write)
             except Exception:  # noqa: BLE001  one bad look must not end all looking
                 event("shadows_failed", logging.ERROR, exc=True)
+
+    def stir(self) -> None:
+        """Look now: the table has become another one."""
+        self._stirred.set()
 
     def follow(self, table: Table) -> None:
         """Start what is new in the table, let go what has left."""
