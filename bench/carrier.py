@@ -48,6 +48,8 @@ _GIVE_UP_S_MAX = 0.004
 _IDLE = 8
 _STREAMS = 4
 _LATE_S = 60.0
+_TURNS = 3
+"""Of the loop, from a call's making to its leaving."""
 
 
 @dataclass(slots=True)
@@ -59,12 +61,15 @@ class Tally:
     """Answered in streams."""
     given_up: Counter[str] = field(default_factory=Counter)
     """Calls that the client let go, by how they ended."""
+    under_way: int = 0
+    """Calls that had left when the server was told to end."""
     lost: Counter[str] = field(default_factory=Counter)
     """Calls that should have been answered and were not, by what the client was told."""
 
     def __str__(self) -> str:
         ended = ", ".join(f"{n} {status}" for status, n in sorted(self.given_up.items()))
         text = f"{self.answered} calls and {self.messages} messages answered, given up: {ended}"
+        text += f", {self.under_way} under way at the end"
         return f"{text}; lost: {sum(self.lost.values())} {dict(self.lost) or ''}".rstrip()
 
 
@@ -210,8 +215,13 @@ class Client:
             calls = [channel.unary_unary(_UNARY) for channel in opened]
             asking = [asyncio.ensure_future(one_after_the_other(one)) for one in calls * at_a_time]
             await asyncio.sleep(0.5)
-            os.kill(pid, signal.SIGTERM)
             is_told = True
+            # A call is under way when it has left: the client sends it some turns after it is made,
+            # and what has not left when the server says goodbye has nobody to go to.
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+            self.tally.under_way = sum(not one.done() for one in asking)
+            os.kill(pid, signal.SIGTERM)
             await asyncio.gather(*asking)
 
 

@@ -88,6 +88,7 @@ def test_nothing_is_lost_and_nothing_that_comes_ends_the_worker(tmp_path: Path) 
         assert tally.answered > 18_000
         assert tally.messages == 8_000
         assert sum(tally.given_up.values()) == 600
+        assert tally.under_way > 0
         server.code = server.process.wait(30)
         assert not server.events("worker_ended", "request_failed")
     assert server.code == 0
