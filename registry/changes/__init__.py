@@ -5,6 +5,7 @@ created if absent. Who was slower looks again: a change of another model is simp
 of the same model is refused with the name of who was faster. Undo is a change like any other.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -60,7 +61,8 @@ __all__ = [
     "undo_of",
 ]  # fmt: skip
 
-_TRIES = 20
+_RACE_S_MAX = 10.0
+"""A change that others keep overtaking, each of another model, goes on for so long."""
 _MESSAGE_MAX = 1000
 
 
@@ -128,7 +130,8 @@ def apply(
     head = revisions.head()
     if if_match is not None and head.number != if_match:
         raise PreconditionError(since(revisions, if_match, head))
-    for _ in range(_TRIES):
+    give_up = time.monotonic() + _RACE_S_MAX
+    while True:
         models = checked(head.models, change, known, force=force, take_over=take_over, actor=actor)
         touched = models_touched(head.models, models)
         if not touched:
@@ -160,8 +163,9 @@ def apply(
         is_record = isinstance(change, RecordFollow)  # passes by who has taken the wheel
         if not is_record and (others := conflicting(revisions, head, newer, touched)):
             raise ConflictError("; ".join(others))
+        if time.monotonic() > give_up:
+            raise ConflictError(f"others were faster for {_RACE_S_MAX:g} s; try again")
         head = newer
-    raise ConflictError(f"{_TRIES} others were faster, one after the other; try again")
 
 
 def record_follow(revisions: Revisions, moves: Mapping[str, int], known: Known) -> bool:

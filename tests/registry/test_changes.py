@@ -484,6 +484,36 @@ def test_changes_of_two_models_commute_and_of_one_model_conflict_with_a_name(
     assert desk.do(Promote("fraud", 7)).is_changed  # a record is no decision of anybody's
 
 
+@pytest.mark.parametrize("n_others", [100, None])
+def test_who_loses_a_race_goes_on_while_others_win_and_gives_up_in_time(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_others: int | None
+) -> None:
+    """A hundred others are overtaken at last; those that never end are heard of."""
+    other = Desk(tmp_path, desk.known)
+    append, won = Revisions.append, 0
+    monkeypatch.setattr(changes, "_RACE_S_MAX", 60.0 if n_others else 0.2)
+
+    def slower(revisions: Revisions, revision: Revision) -> bool:
+        nonlocal won
+        if won == n_others:
+            return append(revisions, revision)
+        won += 1
+        monkeypatch.setattr(Revisions, "append", append)
+        other.do(Promote("churn", 1 + won % 2), actor="ben")
+        monkeypatch.setattr(Revisions, "append", slower)
+        return append(revisions, revision)
+
+    monkeypatch.setattr(Revisions, "append", slower)
+    if n_others:
+        assert desk.do(Promote("fraud", 7)).revision.number == n_others + 1
+        return
+    with pytest.raises(ConflictError, match=r"others were faster for 0\.2 s; try again"):
+        desk.do(Promote("fraud", 7))
+    monkeypatch.setattr(Revisions, "append", append)
+    assert won > 1
+    assert desk.revisions.head().number == won
+
+
 def test_if_match_of_another_revision_says_who_changed_what_since(desk: Desk) -> None:
     """Optimistic concurrency for people: nothing is written on a state they have not seen."""
     desk.do(Promote("fraud", 7))
