@@ -217,6 +217,13 @@ class Prometheus:
     def __init__(self, url: str) -> None:
         self.client = httpx.Client(base_url=url, timeout=20, trust_env=False)
 
+    def is_ready(self) -> bool:
+        """By its own word: before, it answers 503."""
+        try:
+            return self.client.get("/-/ready").status_code == 200
+        except httpx.HTTPError:
+            return False
+
     def ask(self, query: str) -> list[dict[str, Any]]:
         answer = self.client.get("/api/v1/query", params={"query": query})
         assert answer.status_code == 200, f"{query}\n{answer.text}"
@@ -268,12 +275,10 @@ def scraping(
         )  # fmt: skip
     made = Prometheus(f"http://127.0.0.1:{port}")
     try:
+        wait_until(made.is_ready, f"it answers: {directory / 'log'}", timeout_s=30)
 
         def is_scraping() -> bool:
-            try:
-                return len(made.ask("up == 1")) == 4
-            except httpx.HTTPError:
-                return False
+            return len(made.ask("up == 1")) == 4
 
         wait_until(is_scraping, f"four targets are up: {directory / 'log'}", timeout_s=30)
         yield made
