@@ -663,14 +663,17 @@ def test_reflection_gives_the_description_of_the_service(
 
 
 def test_no_lie_of_a_message_is_the_server_s_fault(server: Server, channel: grpc.Channel) -> None:
-    """Mutated messages of every call: a refusal in 5 s, never INTERNAL, UNKNOWN or an end."""
+    """Mutated messages of every call: a refusal in 5 s, never INTERNAL, UNKNOWN or an end.
+
+    One that says how long it may take, in microseconds, may be told that this was too short.
+    """
     chance = random.Random(11)
     whole = wide([1, 2], id="a", model_version="1")
     whole.parameters["timeout"].int64_param = 1000
     whole.outputs.add(name="y")
     body = whole.SerializeToString()
     names = list(pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name)
-    codes = set()
+    codes, slowest_s = set(), 0.0
     for k in range(400):
         mutated = bytearray(body)
         for _ in range(chance.randint(1, 6)):
@@ -678,15 +681,19 @@ def test_no_lie_of_a_message_is_the_server_s_fault(server: Server, channel: grpc
             mutated[at : at + chance.randint(0, 2)] = chance.randbytes(chance.randint(0, 3))
             mutated = mutated or bytearray(b"\0")
         name = names[k % len(names)] if k % 4 == 0 else "ModelInfer"
+        began = time.monotonic()
         try:
-            channel.unary_unary(f"/{SERVICE}/{name}")(bytes(mutated), timeout=5)
+            channel.unary_unary(f"/{SERVICE}/{name}")(bytes(mutated), timeout=20)
         except grpc.RpcError as error:
             codes.add(error.code().name)
+        slowest_s = max(slowest_s, time.monotonic() - began)
     answers = stream(channel)(iter([wide([1])] * 2), timeout=20)
 
     assert codes <= {
         "INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "UNAVAILABLE", "RESOURCE_EXHAUSTED",
+        "DEADLINE_EXCEEDED",
     }  # fmt: skip
+    assert slowest_s < 5
     assert "INVALID_ARGUMENT" in codes
     assert len(list(answers)) == 2
     assert server.process.poll() is None
