@@ -177,9 +177,11 @@ class Session:
                 run_s = {1: run_s[1]}
         slowest = max(run_s)
         gain = run_s[1] * slowest / run_s[slowest] if can_batch else 1.0
-        if can_batch and run_s[1] >= _SLOW_S and gain < _GAIN_MIN:
+        if can_batch and batch.rows_max > 1 and run_s[1] >= _SLOW_S and gain < _GAIN_MIN:
             can_batch = False
             reason = f"rows get no cheaper together ({gain:.2f} x at {slowest} rows)"
+            if slowest == 1:
+                reason = f"a row takes {run_s[1]:.2g} s: too long to try several together"
         is_measured = slowest == batch.rows_max or not can_batch
         return Trial(
             can_batch=can_batch,
@@ -218,10 +220,16 @@ class Session:
         return True, "rows are independent"
 
     def _measure(self, rows: list[Array], rows_max: int, run_s: dict[int, float]) -> None:
-        """Add the seconds of the fastest run of 8 and of `rows_max` rows, as far as time allows."""
-        for n in sorted({min(8, rows_max), rows_max}):
+        """Add the seconds of the fastest run of 8 and of `rows_max` rows, as far as time allows.
+
+        Where 8 would take too long, 2 are tried first: they may be as fast as one.
+        """
+        sizes = {min(8, rows_max), rows_max}
+        if rows_max > 1 and run_s[1] <= _TRIAL_S_MAX < run_s[1] * min(sizes):
+            sizes.add(2)
+        for n in sorted(sizes):
             expected_s = run_s[max(run_s)] / max(run_s) * n
-            if n > 1 and expected_s <= _TRIAL_S_MAX:
+            if n > 1 and (expected_s <= _TRIAL_S_MAX or n == 2):
                 batch = [np.resize(array, (n, *array.shape[1:])) for array in rows]
                 run_s[n] = self._fastest(batch)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gateway import runtime
 from gateway.config import BatchConfig, RuntimeConfig
 from gateway.errors import InputRefusedError, VersionRefusedError
 from gateway.runtime import Session, Trial
@@ -69,6 +70,27 @@ def test_a_light_model_runs_inline_and_a_slow_one_on_a_thread(tmp_path: Path) ->
     assert light.is_inline == (light.run_s[64] < 1e-4)
     assert not slow.is_inline
     assert slow.run_s[1] > 1e-3
+
+
+def test_a_model_too_slow_for_a_trial_of_eight_rows_is_tried_with_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows are as cheap together as those of a faster one: that is seen, not given up."""
+    opened = session(tmp_path, models.slow())
+    one_s = opened.try_out(BatchConfig(), RuntimeConfig()).run_s[1]
+
+    monkeypatch.setattr(runtime, "_TRIAL_S_MAX", 3 * one_s)
+    tried = opened.try_out(BatchConfig(), RuntimeConfig())
+    monkeypatch.setattr(runtime, "_TRIAL_S_MAX", one_s / 9)
+    untried = opened.try_out(BatchConfig(), RuntimeConfig())
+    alone = opened.try_out(BatchConfig(rows_max=1), RuntimeConfig())
+
+    assert tried.can_batch, tried
+    assert 2 in tried.run_s
+    assert not untried.can_batch
+    assert re.fullmatch(r"a row takes \S+ s: too long to try several together", untried.reason)
+    assert alone.can_batch
+    assert set(alone.run_s) == {1}
 
 
 def test_nothing_runs_inline_when_told_so(tmp_path: Path) -> None:
