@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -36,12 +37,27 @@ class Server:
 
     def _read(self) -> None:
         assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._heard:
-                self.lines.append(line.decode("utf-8", "replace").rstrip("\n"))
+        number, rest = self.process.stderr.fileno(), b""
+        while select.select([number], [], []):
+            with self._heard:  # Whoever finds the pipe empty finds all in the lines.
+                data = os.read(number, 1 << 16)
+                *whole, rest = (rest + data).split(b"\n")
+                if rest and not data:
+                    whole, rest = [rest], b""
+                self.lines += [line.decode("utf-8", "replace") for line in whole]
                 self._heard.notify_all()
+            if not data:
+                return
+
+    def _catch_up(self) -> None:
+        """Wait until all that the server has written by now is read; it may be far ahead."""
+        assert self.process.stderr is not None
+        until = time.monotonic() + 1
         with self._heard:
-            self._heard.notify_all()
+            while self._reader.is_alive() and time.monotonic() < until:
+                if not select.select([self.process.stderr], [], [], 0)[0]:
+                    return
+                self._heard.wait(0.01)
 
     @property
     def stderr(self) -> str:
@@ -50,6 +66,7 @@ class Server:
 
     def events(self, *names: str) -> list[dict[str, Any]]:
         """Log lines with one of these events, in order."""
+        self._catch_up()
         found = []
         for line in list(self.lines):
             with suppress(json.JSONDecodeError):
