@@ -1,8 +1,8 @@
 """Shadows: versions that get copies of requests and answer nobody, compared with who did.
 
 `copier` runs copies on a thread of its own and compares them, with a bound in number, bytes and
-time; `tally` are the counts, which add up over workers; `report` what they say. This file keeps a
-worker's shadows in line with its table.
+time; `pacer` says when to leave the cores to those who answer; `tally` are the counts, which add up
+over workers; `report` what they say. This file keeps a worker's shadows in line with its table.
 
 A shadow runs in the process that serves, on the memory of the session that is open anyway. So it
 costs no answer anything but CPU, with one exception: native code that crashes takes its worker with
@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -28,6 +29,7 @@ from gateway.labels import PredictionLog
 from gateway.router import Decision, Meters, Model, Table, Variant
 from gateway.shadow import tally
 from gateway.shadow.copier import Copier, Drawn, Given
+from gateway.shadow.pacer import Pacer, Turns
 from gateway.shadow.tally import Pairing, Places
 from gateway.telemetry import Telemetry, event
 from gateway.tensors import BFLOAT16, Array, n_bytes, widened
@@ -130,6 +132,8 @@ class Shadows:
         self._meters: dict[tuple[str, int, str], Meters] = {}
         self._leaving: list[Copier] = []
         self._stirred = asyncio.Event()
+        self._turns: Turns | None = None
+        self._pacer: Pacer | None = None
 
     async def run(self, table: Callable[[], Table]) -> None:
         """Follow the table, look after runs, write counts down; until cancelled."""
@@ -189,6 +193,15 @@ class Shadows:
         for copier in leaving:
             copier.close()
         await asyncio.to_thread(_end, leaving)
+        if self._turns is not None:
+            self._turns.close()
+
+    def _pacer_here(self) -> Pacer:
+        """One for all shadows: they share what the loop's thread may wait."""
+        if self._pacer is None:
+            self._turns = Turns(threading.get_native_id())
+            self._pacer = Pacer(self._turns)
+        return self._pacer
 
     def _copiers(self) -> list[Copier]:
         return [copier for copies in self.by_model.values() for copier in copies.copiers]
@@ -235,6 +248,7 @@ class Shadows:
             meters=self._meters_of(pairing),
             observe=lambda: random.random() < self._sample,  # noqa: S311  no secret
             places=partial(places_of, self._reference, pairing),
+            pacer=self._pacer_here(),
             predictions=self._predictions,
             before=before,
         )

@@ -7,7 +7,6 @@ runs a twin of the version's session, so that calls of that version by others ne
 import asyncio
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections import Counter as Counts
@@ -23,6 +22,7 @@ from gateway.exposures import Slot
 from gateway.labels import Asked, Observed, PredictionLog
 from gateway.router import Meters, Twin, Variant
 from gateway.shadow import tally
+from gateway.shadow.pacer import Demand, Pacer, give_way
 from gateway.shadow.tally import Coverage, Kept, Pairing, Places, numeric
 from gateway.telemetry import SHADOW_DROPPED, SHADOW_PAIRS, Telemetry, event
 from gateway.tensors import Array, stack
@@ -32,10 +32,10 @@ from registry.signature import Signature, TensorSpec
 
 STUCK_S = 5.0
 """A run that was asked to end so long ago will not: until it does, nothing is copied."""
-_REST = 10.0
-"""Times as long as its run had to wait for a core, the shadow leaves the cores to others."""
-_REST_SHARE_MAX = 0.25
-"""Of the deadline: who rests longer would let copies grow too old that there is room for."""
+_REST_S_MAX = 2.0
+"""However long answers have waited: some copies are run, or the shadow would never be judged."""
+_LOOK_EVERY_S = 0.02
+"""While it rests."""
 _WRITE_BYTES_PER_S = 2_000_000
 _WRITE_S = 1.0
 
@@ -103,6 +103,7 @@ class Copier:
     slot : where it says that a run is under way, which outlives a crash
     observe : whether rows of the shadow go to its version's monitors, drawn by lot
     places : rows by bin of the champion's reference profile; None: there is none
+    pacer : says when to leave the cores to others
     before : whom this one follows; its counts go on if they are of the same pairing
     """
 
@@ -120,6 +121,7 @@ class Copier:
         meters: Meters,
         observe: Callable[[], bool],
         places: Callable[[], Places | None],
+        pacer: Pacer,
         predictions: PredictionLog | None,
         before: "Copier | None" = None,
     ) -> None:
@@ -131,7 +133,7 @@ class Copier:
         self._rows_max = rows_max if shadow.can_batch else 1
         self.file, self._slot_path = file, slot
         self._telemetry, self._meters, self._observe = telemetry, meters, observe
-        self._places, self._predictions = places, predictions
+        self._places, self._pacer, self._predictions = places, pacer, predictions
         self._names = [spec.name for spec in champion.signature.outputs]
         self._shadow_names = [spec.name for spec in shadow.signature.outputs]
         self._order, problem = _order(champion.signature, shadow.signature)
@@ -145,6 +147,8 @@ class Copier:
         self.kept.pairing, self.kept.problem, self.kept.barred = pairing, problem, ""
         self._coverage: Coverage = self.kept.coverage
         # One thread adds to the first number of each pair, the other to the second.
+        self._n_offered = 0
+        self._demand = Demand(time.monotonic())
         self._n_in = self._n_out = self._bytes_in = self._bytes_out = 0
         self._queue: SimpleQueue[Copy | None] = SimpleQueue()
         self._next: Copy | None = None
@@ -159,8 +163,6 @@ class Copier:
         self._is_stuck = False
         self._is_changed = True
         self._due = 0.0
-        self._waited_s = 0.0
-        """Of the runs since the last rest, in which none of them had a core."""
         self._reference: Places | None = None
         self._has_complained = False
 
@@ -178,6 +180,7 @@ class Copier:
         if self.kept.problem or self.kept.barred:
             return
         now, moment = time.time(), time.monotonic()
+        self._n_offered += 1
         self._coverage.sample(now)
         self._is_changed = True
         shadow = self.pairing.shadow
@@ -311,15 +314,15 @@ class Copier:
     # -- on the shadow's thread
 
     def _work(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):
-            # Of this thread alone: when it wakes it waits for its turn, and takes no core away.
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        give_way()
         while not self._is_closed:
             copies = self._gather()
             if not copies:
                 return
+            start = time.monotonic()
             try:
-                result = self._ran(copies)
+                with self._pacer.run():
+                    result = self._ran(copies)
             except Exception:  # noqa: BLE001  whatever it was, it must not end the shadow
                 if not self._has_complained:
                     self._has_complained = True
@@ -331,14 +334,18 @@ class Copier:
             self._n_out += len(copies)
             self._bytes_out += sum(copy.size for copy in copies)
             self._is_changed = True
-            self._rest()
+            end = time.monotonic()
+            # Drops leave a verdict open: one that can do all that is asked of it goes on.
+            n = len(result.answered) + len(result.failed)
+            if self._demand.ran(n, end - start, n_offered=self._n_offered, now=end) >= 1:
+                self._rest(end + _REST_S_MAX)
 
-    def _rest(self) -> None:
+    def _rest(self, until: float) -> None:
         """Leave the cores to others, if they are wanted: a shadow lives on what is left over."""
-        if self._waited_s > 0 and not self._is_closed:
-            longest_s = _REST_SHARE_MAX * self.pairing.shadow.deadline_s
-            time.sleep(min(_REST * self._waited_s, longest_s))
-        self._waited_s = 0.0
+        while self._pacer.is_owing and not self._is_closed:
+            if (left_s := until - time.monotonic()) <= 0:
+                return
+            time.sleep(min(_LOOK_EVERY_S, left_s))
 
     def _gather(self) -> list[Copy]:
         """The oldest copy, and those behind it that fit into one run with it."""
@@ -402,9 +409,7 @@ class Copier:
             for at in range(0, max(rows, 1), max(step, 1)):
                 self._until = copies[-1].at + self.pairing.shadow.deadline_s
                 piece = inputs if step >= rows else [array[at : at + step] for array in inputs]
-                start, cpu = time.perf_counter(), time.thread_time()
                 pieces.append(twin.run(piece))
-                self._waited_s += time.perf_counter() - start - (time.thread_time() - cpu)
         except GatewayError as error:
             return error
         finally:

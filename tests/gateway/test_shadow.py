@@ -18,6 +18,7 @@ from gateway.protocol.call import Served
 from gateway.router import Choice, Decision, Meters, Variant
 from gateway.shadow import Copies, report, tally
 from gateway.shadow.copier import Copier, key_of
+from gateway.shadow.pacer import OWED_NS_MAX, Demand, Pacer
 from gateway.shadow.tally import Coverage, Kept, Pairing, Places, Tally, numeric
 from gateway.telemetry import SHADOW_DROPPED, SHADOW_PAIRS, Telemetry
 from monitors.guards.units import Units
@@ -258,9 +259,10 @@ class Twin:
 class Rig:
     """One champion, one shadow, and what they count."""
 
-    def __init__(self, tmp_path, *, predictions=None, places=lambda: None, **settings):
+    def __init__(self, tmp_path, *, predictions=None, places=lambda: None, pacer=None, **settings):
         self.telemetry, self.twin, self.queue = Telemetry(), Twin(), Queue()
         self.observed = []
+        self.pacer = pacer or Pacer(lambda: (0, 0))
         self.champion, self.shadow = (self.variant(version) for version in (7, 9))
         self.copier = Copier(
             pairing(**settings),
@@ -274,6 +276,7 @@ class Rig:
             meters=Meters(self.telemetry, "m", 9, "9", "shadow"),
             observe=lambda: True,
             places=places,
+            pacer=self.pacer,
             predictions=predictions,
         )
         self.copies = Copies(self.champion, [self.copier], predictions)
@@ -389,6 +392,37 @@ def test_no_room_no_copy_and_every_drop_has_a_reason(tmp_path) -> None:
     asyncio.run(check())
 
 
+@pytest.mark.parametrize("keeps_up", [True, False])
+def test_a_shadow_that_cannot_keep_up_rests_while_answers_have_waited_for_it(
+    tmp_path, monkeypatch, keeps_up
+) -> None:
+    """Two seconds at a time; one that keeps up goes on, for drops would leave it unjudged."""
+
+    async def check():
+        waited, ended = 0, []
+        rig = Rig(tmp_path, deadline_s=9, pacer=Pacer(lambda: (waited, 0)))
+        run = rig.twin.run
+        monkeypatch.setattr(Demand, "ran", lambda *_, **__: 0.99 if keeps_up else 1.01)
+
+        def slow(arrays):
+            nonlocal waited
+            waited += OWED_NS_MAX
+            ended.append(time.monotonic())
+            return run(arrays)
+
+        rig.twin.run = slow
+        rig.ask(b"a")
+        await rig.settled(1)
+        rig.ask(b"b")
+        rig.ask(b"c")
+        await rig.settled(3)
+        assert (ended[1] - ended[0] < 2) == keeps_up
+        assert rig.pairs("agree") == 3
+        rig.copier.close()
+
+    asyncio.run(check())
+
+
 def test_a_run_that_does_not_end_stops_copies_until_it_does(tmp_path, monkeypatch) -> None:
     """A long operator cannot be ended: nothing queues behind it meanwhile."""
 
@@ -437,7 +471,7 @@ def test_a_shadow_of_other_inputs_is_not_asked_and_says_why(tmp_path) -> None:
             }, served=Served("m", 9, other, b"")),
             salt=bytes(16), rows_max=64, file=tmp_path / "o.json", slot=tmp_path / "s",
             telemetry=rig.telemetry, meters=rig.shadow.meters, observe=lambda: True,
-            places=lambda: None, predictions=None,
+            places=lambda: None, pacer=rig.pacer, predictions=None,
         )  # fmt: skip
         assert copier.kept.problem == "its input 'x' is FP64, and was FP32"
 
