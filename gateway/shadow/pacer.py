@@ -41,9 +41,10 @@ class Turns:
 
     def __call__(self) -> tuple[int, int]:
         """The counts now."""
-        if self._file is not None:
+        file = self._file
+        if file is not None:
             with contextlib.suppress(OSError, ValueError):
-                _, waited, turns = os.pread(self._file, 96, 0).split()
+                _, waited, turns = os.pread(file, 96, 0).split()
                 self._last = int(waited), int(turns)
         return self._last
 
