@@ -123,9 +123,13 @@ def _usual(body: bytes) -> Call | None:
             return None
         try:
             packed = _packer(code, count).pack(*data)
-        except (struct.error, OverflowError):
+            array: Array = np.ndarray(shape, DTYPES[one.datatype], packed)
+        except (
+            struct.error,
+            OverflowError,
+            ValueError,
+        ):  # The last: a size below 0 beside one of 0.
             return None
-        array: Array = np.ndarray(shape, DTYPES[one.datatype], packed)
         tensors.append(Tensor(one.name, one.datatype, shape, array))
     call = Call(tensors)
     if not (request.id is request.outputs is request.parameters is msgspec.UNSET):

@@ -84,6 +84,7 @@ def no_tail(size: int, name: str) -> memoryview:
 
 
 @settings(max_examples=400, deadline=None)
+@example({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1, 0, -1], "data": [[]]}]})
 @given(requests())
 @example({"inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "data": [1, True]}]})
 @example({"inputs": [{"name": "x", "datatype": "INT8", "shape": [1], "data": [1.0]}]})
