@@ -116,9 +116,7 @@ def _usual(body: bytes) -> Call | None:
             return None
         if type(data[0]) is list:
             data = list(chain.from_iterable(data)) if _is_matrix(data, shape) else []
-        count = 1
-        for size in shape:
-            count *= max(0, size)
+        count = _count(shape)
         if len(data) != count or len(shape) > _RANK_MAX:
             return None
         try:
@@ -128,13 +126,23 @@ def _usual(body: bytes) -> Call | None:
             struct.error,
             OverflowError,
             ValueError,
-        ):  # The last: a size below 0 beside one of 0.
+        ):  # Sizes whose product is no size may raise.
             return None
         tensors.append(Tensor(one.name, one.datatype, shape, array))
     call = Call(tensors)
     if not (request.id is request.outputs is request.parameters is msgspec.UNSET):
         read_rest({k: v for k in _REST if (v := getattr(request, k)) is not msgspec.UNSET}, call)
     return call
+
+
+def _count(shape: Sequence[int]) -> int:
+    """How many elements a shape has; -1 where a size is below 0."""
+    count = 1
+    for size in shape:
+        if size < 0:
+            return -1
+        count *= size
+    return count
 
 
 def _is_matrix(data: list[Any], shape: tuple[int, ...]) -> bool:

@@ -1,6 +1,8 @@
 """The usual body is checked while it is read, every other step by step: they say the same."""
 
 import json
+from contextlib import suppress
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -138,3 +140,19 @@ def test_a_long_body_is_read_by_the_parser_that_is_faster_with_numbers() -> None
         body = orjson.dumps({"inputs": [given_]})
 
         np.testing.assert_array_equal(v2_json.decode(body).inputs[0].array, rows)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_no_sizes_and_no_nesting_are_more_than_a_bad_request(rank) -> None:
+    """Of none, below none and beyond 64 bits, with lists of every depth: a tensor or words."""
+    sizes = (0, 1, 2, 2**31, 2**62, 2**63 - 1, 2**63, -1, -(2**63))
+    n_read = 0
+    for shape in product(sizes, repeat=rank):
+        for data in ([], [[]], [1], [[1]], [[], []], ["a"], [[[]]]):
+            for datatype in ("UINT8", "FP64", "BYTES"):
+                one = {"name": "x", "datatype": datatype, "shape": list(shape), "data": data}
+                with suppress(GatewayError):
+                    call = v2_json.decode(json.dumps({"inputs": [one]}).encode(), None)
+                    assert call.inputs[0].array.shape == shape
+                    n_read += 1
+    assert n_read
