@@ -225,11 +225,11 @@ class Session:
         Where 8 would take too long, 2 are tried first: they may be as fast as one.
         """
         sizes = {min(8, rows_max), rows_max}
-        if rows_max > 1 and run_s[1] <= _TRIAL_S_MAX < run_s[1] * min(sizes):
+        if rows_max > 1 and run_s[1] * min(sizes) > _TRIAL_S_MAX:
             sizes.add(2)
         for n in sorted(sizes):
             expected_s = run_s[max(run_s)] / max(run_s) * n
-            if n > 1 and (expected_s <= _TRIAL_S_MAX or n == 2):
+            if n > 1 and expected_s <= _TRIAL_S_MAX * (2 if n == 2 else 1):
                 batch = [np.resize(array, (n, *array.shape[1:])) for array in rows]
                 run_s[n] = self._fastest(batch)
 

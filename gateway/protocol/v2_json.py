@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import chain
+from math import prod
 from typing import Any
 
 import msgspec
@@ -116,33 +117,18 @@ def _usual(body: bytes) -> Call | None:
             return None
         if type(data[0]) is list:
             data = list(chain.from_iterable(data)) if _is_matrix(data, shape) else []
-        count = _count(shape)
-        if len(data) != count or len(shape) > _RANK_MAX:
+        if len(shape) > _RANK_MAX or len(data) != prod(shape) or min(shape, default=0) < 0:
             return None
         try:
-            packed = _packer(code, count).pack(*data)
+            packed = _packer(code, len(data)).pack(*data)
             array: Array = np.ndarray(shape, DTYPES[one.datatype], packed)
-        except (
-            struct.error,
-            OverflowError,
-            ValueError,
-        ):  # Sizes whose product is no size may raise.
+        except (struct.error, OverflowError, ValueError):  # The last: a size is beyond numpy's.
             return None
         tensors.append(Tensor(one.name, one.datatype, shape, array))
     call = Call(tensors)
     if not (request.id is request.outputs is request.parameters is msgspec.UNSET):
         read_rest({k: v for k in _REST if (v := getattr(request, k)) is not msgspec.UNSET}, call)
     return call
-
-
-def _count(shape: Sequence[int]) -> int:
-    """How many elements a shape has; -1 where a size is below 0."""
-    count = 1
-    for size in shape:
-        if size < 0:
-            return -1
-        count *= size
-    return count
 
 
 def _is_matrix(data: list[Any], shape: tuple[int, ...]) -> bool:
