@@ -139,7 +139,9 @@ class Loader:
             try:
                 target.mkdir(parents=True, mode=0o700)
                 listed = catalog.content(files.directory)
-                copied = store.private_copy(files.directory, listed, target, bytes_max=_BYTES_MAX)
+                copied = store.private_copy(
+                    files.directory, listed, target, bytes_max=_BYTES_MAX, is_durable=False
+                )
             except (WriteError, RegistryError, OSError) as error:
                 if isinstance(error, RegistryError) and not isinstance(error, WriteError):
                     raise VersionRefusedError(f"cannot be opened: {error}") from None

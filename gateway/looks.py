@@ -14,7 +14,7 @@ from registry.catalog import Catalog, Reader
 from registry.errors import WriteError
 from registry.store import Lease
 
-_SHARE = 400
+_SHARE = 500
 """The next look comes so many times later as the last one took of a processor. A clock would count
 what others did meanwhile."""
 _PAUSE_S_MAX = 1.5
@@ -39,6 +39,7 @@ class Looks:
         self._heard = 0
         self._found = Catalog({}, ())
         self._looked_at = self._due = self._took_s = 0.0
+        self._last_s = float("inf")
 
     def look(self, *, at_once: bool = False) -> Catalog:
         """What is there now, as far as it is time to look; the same object if nothing is new.
@@ -53,11 +54,13 @@ class Looks:
         before = time.thread_time()
         found = self.reader.look()
         self._looked_at = start
-        self._took_s = time.thread_time() - before
-        self._due = start + min(_SHARE * self._took_s, _PAUSE_S_MAX)
-        if found is not self._found:
+        if found is self._found:
+            took_s = time.thread_time() - before
+            self._took_s, self._last_s = min(took_s, self._last_s), took_s
+        else:
             self._found = found
             self._tell()
+        self._due = start + min(_SHARE * self._took_s, _PAUSE_S_MAX)
         return found
 
     def _is_due(self, now: float) -> bool:

@@ -258,7 +258,7 @@ class Sync:
                     if states.get(name, _FOLLOWED).aliases.get("champion") != number
                 }
                 if news:
-                    known = changes.OnDisk(Path(self._config.registry))
+                    known = changes.OnDisk(Path(self._config.registry), self._found)
                     changes.record_follow(chain, news, known)
             finally:
                 lease.release()

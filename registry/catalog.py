@@ -29,7 +29,7 @@ WITHDRAWN = ".withdrawn-"
 
 _NOT_CONTENT = (manifest.FILE, manifest.SEAL_FILE)
 _SLICE = 16
-"""Models whose files are looked at in one look, besides those that have just changed."""
+"""Versions whose files are looked at in one look, besides those that are new."""
 _WRITER_S_MAX = 60.0
 """Files that were still for so long are admitted though somebody seems to have them open: some
 network file systems say so of every file."""
@@ -274,7 +274,8 @@ class Reader:
         self._known_of: list[str] | None = None
         """The list that `_models` and `_strays` were made for."""
         self._looks = 0
-        self._turn = 0
+        self._turn = (0, 0)
+        """Which model's files are looked at next, from which of its versions on."""
         self._is_first = True
 
     def look(self) -> Catalog:
@@ -290,11 +291,11 @@ class Reader:
         if present is not self._known_of:
             known, strays = self._knowing(present, now)
         is_same = strays == self._strays and known.keys() == self._models.keys()
-        in_turn = self._in_turn(present)
-        for name in self._due(known, now) | (in_turn & known.keys()):
+        in_turn = self._in_turn(present, known)
+        for name in self._due(known, now) | (in_turn.keys() & known.keys()):
             model = known[name]
             before = model.made
-            self._review(model, now, is_whole=name in in_turn)
+            self._review(model, now, in_turn.get(name, set()))
             is_same = is_same and model.made == before
         # Thousands of models that are as they were are not put together again.
         if not is_same:
@@ -339,13 +340,24 @@ class Reader:
                 )
         return known, strays
 
-    def _in_turn(self, present: list[str]) -> set[str]:
-        """Models whose files are looked at this time, a slice of them each time."""
-        if self._is_first or len(present) <= _SLICE:
-            return set(present)
-        start = self._turn % len(present)
-        self._turn = start + _SLICE
-        return set((present + present)[start : start + _SLICE])
+    def _in_turn(self, present: list[str], known: Mapping[str, _Model]) -> dict[str, set[int]]:
+        """Versions whose files are looked at this time, by model: a slice of them each time."""
+        turns: dict[str, set[int]] = {}
+        at, after = self._turn
+        n_left = _SLICE
+        for _ in range(min(len(present), _SLICE)):
+            name = present[at % len(present)]
+            numbers = sorted(known[name].seen) if name in known else []
+            taken = numbers[after : after + n_left]
+            turns[name] = set(taken)
+            after += len(taken)
+            n_left -= max(1, len(taken))
+            if after >= len(numbers):
+                at, after = at % len(present) + 1, 0
+            if n_left <= 0:
+                break
+        self._turn = (at, after)
+        return turns
 
     def _due(self, known: Mapping[str, _Model], now: float) -> set[str]:
         """Models whose directory has changed, or is not settled yet.
@@ -368,8 +380,8 @@ class Reader:
                 found.add(name)
         return found
 
-    def _review(self, model: _Model, now: float, *, is_whole: bool) -> None:
-        """List a model's versions again, and look at the files of those that may have changed."""
+    def _review(self, model: _Model, now: float, in_turn: set[int]) -> None:
+        """List a model's versions again, and look at the files of those in turn or not admitted."""
         found, model.withdrawn, problems = _versions(self._root / model.name)
         said: list[str] = list(problems)
         versions: list[VersionFiles] = []
@@ -378,7 +390,7 @@ class Reader:
         for number, seen in sorted(model.seen.items()):
             if number in model.withdrawn:
                 continue
-            if is_whole or not seen.is_admitted or now - model.changed_at <= _RACY_S:
+            if number in in_turn or not seen.is_admitted:
                 self._examine(seen, model.name, number, found[number], now)
             if seen.problem:
                 said.append(f"{model.name!r} version {number}: {seen.problem}")

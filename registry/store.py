@@ -336,6 +336,7 @@ def private_copy(
     target: Path,
     *,
     bytes_max: int,
+    is_durable: bool = True,
     progress: Progress = lambda _: None,
 ) -> dict[str, FileDigest]:
     """Copy files of a directory to a place of one's own, and say what the copies hold.
@@ -343,6 +344,10 @@ def private_copy(
     What is hashed is what is copied, byte for byte, whatever happens to the source meanwhile: the
     caller compares the digests and opens the copies. Each file must be a regular one in the
     directory itself: no link of either kind, so that no file from elsewhere is read as a model.
+
+    Parameters
+    ----------
+    is_durable : the copies must outlive a loss of power; those that are gone in a moment need not
 
     Raises
     ------
@@ -357,7 +362,7 @@ def private_copy(
         for name in names:
             fd = open_inside(folder, name, bytes_max=left)
             try:
-                copied[name] = _copy(fd, target / name, name, left, progress)
+                copied[name] = _copy(fd, target / name, name, left, progress, is_durable=is_durable)
             finally:
                 os.close(fd)
             left -= copied[name].bytes
@@ -432,7 +437,15 @@ def _check(found: os.stat_result, name: str, bytes_max: int, *, links_max: int |
         )
 
 
-def _copy(source: int, target: Path, name: str, bytes_max: int, progress: Progress) -> FileDigest:
+def _copy(
+    source: int,
+    target: Path,
+    name: str,
+    bytes_max: int,
+    progress: Progress,
+    *,
+    is_durable: bool = True,
+) -> FileDigest:
     digest, n_bytes = hashlib.sha256(), 0
     with _writing(target):
         fd = _create(target)
@@ -445,8 +458,9 @@ def _copy(source: int, target: Path, name: str, bytes_max: int, progress: Progre
             with _writing(target):
                 _write(fd, block)
             progress(len(block))
-        with _writing(target):
-            _sync(fd)
+        if is_durable:
+            with _writing(target):
+                _sync(fd)
     finally:
         os.close(fd)
     return FileDigest(digest.hexdigest(), n_bytes)

@@ -8,7 +8,6 @@ what ended it is a reason.
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from pathlib import Path
 import msgspec
 import onnxruntime
 
-from gateway.admission import graph
+from gateway.admission import forkserver, graph
+from gateway.admission.forkserver import Request
 from gateway.errors import VersionRefusedError, shown
 from registry import catalog, manifest, store
 from registry.errors import RegistryError
@@ -27,7 +27,6 @@ from registry.store import FileDigest
 RUNTIME = f"onnxruntime {onnxruntime.__version__}"
 _MIB = 1 << 20
 _BYTES_A_SECOND = 50_000_000
-_CHILD = ("-P", "-m", "gateway.admission.child")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +34,7 @@ class Bounds:
     """What a model may take until it is opened and has answered once."""
 
     seconds: float = 30.0
-    """From the start of the child to its verdict, and one more for each 50 MB of files; CPU time
+    """Until its verdict, and one more for each 50 MB of files; CPU time
     is bounded by the same."""
     memory_bytes: int = 512 * _MIB
     """Beyond what the child needs before it opens the model, and four times the size of its
@@ -85,34 +84,13 @@ def admit(directory: Path, bounds: Bounds = BOUNDS) -> Admitted:
     size = _check_files(directory, bounds)
     memory = bounds.memory_bytes + 4 * size
     seconds = bounds.seconds + size // _BYTES_A_SECOND
-    command = [
-        *(sys.executable, *_CHILD),
-        *(str(directory / catalog.MODEL_FILE), str(memory), str(seconds)),
-        str(os.getpid()),
-    ]
-    with subprocess.Popen(  # noqa: S603  our own interpreter and module
-        command,
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as child:
-        is_late = False
-        try:
-            written, _ = child.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            is_late = True
-            child.kill()
-            written, _ = child.communicate()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
-    report = _last(written)
+    request = Request(str(directory / catalog.MODEL_FILE), memory, seconds)
+    looked = forkserver.look(request, seconds)
+    report = _last(looked.written)
     if report.admitted is not None:
         return report.admitted
     raise VersionRefusedError(
-        report.refused or _end(report.stage, child.returncode, seconds, is_late=is_late)
+        report.refused or _end(report.stage, looked.code, seconds, is_late=looked.is_late)
     )
 
 
@@ -180,16 +158,6 @@ def _check_name(name: str) -> None:
             f"cannot be opened: its weights are said to be in {shown(name)}; they must be in a"
             " file of its own directory"
         )
-
-
-def _environment() -> dict[str, str]:
-    """What Python and onnxruntime go by, and nothing that may be a secret."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name in {"PATH", "LANG", "TMPDIR"}
-        or name.startswith(("LC_", "LD_", "PYTHON", "ORT_", "OMP_", "OPENBLAS_"))
-    }
 
 
 def _last(written: bytes) -> Report:

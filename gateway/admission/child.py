@@ -1,14 +1,19 @@
 """The process that opens a model file first: limits itself, opens, runs once, says what it found.
 
-    python -m gateway.admission.child MODEL_FILE MEMORY_BYTES SECONDS PARENT
+    python -m gateway.admission.child LINE
 
-Lines of JSON go to standard output: the stage it is at, then the verdict or the refusal.
+LINE is the number of a socket, on which requests come, each with a pipe (see forkserver.py). One
+child is forked for each; it writes lines of JSON into the pipe: the stage it is at, then the
+verdict or the refusal. How it ended is the answer on the socket.
 """
 
 import ctypes
+import gc
 import os
 import resource
+import select
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -17,6 +22,7 @@ import msgspec
 import numpy as np
 
 from gateway.admission import Admitted, Report, graph
+from gateway.admission.forkserver import REQUEST_BYTES_MAX, Reply, Request
 from gateway.config import RuntimeConfig
 from gateway.errors import GatewayError
 from gateway.runtime import Session
@@ -25,21 +31,69 @@ from registry.manifest import Runtime, signature_entry
 from registry.signature import Signature, TensorSpec
 
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+_IDENTITY = (
+    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01g'
+    b"Z\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
+    b"B\x04\n\x00\x10\x11"
+)
+"""An ONNX file of one node."""
 
 
 def main() -> None:
-    """Look at one model file."""
-    file, memory, seconds, parent = sys.argv[1:]
-    out = os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # native code may print: not into our lines
-    _limit(int(memory), float(seconds), int(parent))
+    """Have a child look for each request, until nobody can ask any more."""
+    line = socket.socket(fileno=int(sys.argv[1]))
+    _look_at_ours()
+    gc.collect()
+    gc.freeze()
+    while True:
+        asked, pipes, _, _ = socket.recv_fds(line, REQUEST_BYTES_MAX, 1)
+        if not asked:
+            return
+        request = msgspec.json.decode(asked, type=Request)
+        line.send(msgspec.json.encode(Reply(_in_child(line, request, *pipes))))
+
+
+def _in_child(line: socket.socket, request: Request, pipe: int) -> int:
+    """Fork, and wait for the child or for the end of who asked; how the child ended."""
+    ended, held = os.pipe()
+    server = os.getpid()
+    child = os.fork()
+    if not child:
+        try:
+            line.close()
+            _say_what_is_found(pipe, request, server)
+            os._exit(0)  # without the clean-up of native code, which could crash as well
+        finally:
+            os._exit(1)
+    os.close(pipe)
+    os.close(held)
+    waiting = select.poll()
+    waiting.register(ended, 0)
+    waiting.register(line, select.POLLIN)
+    if waiting.poll()[0][0] != ended:
+        os.kill(child, signal.SIGKILL)
+    os.close(ended)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _say_what_is_found(out: int, request: Request, parent: int) -> None:
+    _limit(request.memory_bytes, request.seconds, parent)
     try:
-        _say(out, Report(admitted=_look(out, Path(file))))
+        _say(out, Report(admitted=_look(out, Path(request.file))))
     except GatewayError as error:
         _say(out, Report(refused=str(error)))
     except MemoryError:
         _say(out, Report(refused="cannot be served: it takes more memory than a trial may"))
-    os._exit(0)  # without the clean-up of native code, which could crash as well
+
+
+def _look_at_ours() -> None:
+    """Do once what is done at the first look only, so that no child needs to."""
+    file = os.memfd_create("identity")
+    os.write(file, _IDENTITY)
+    _look(os.open(os.devnull, os.O_WRONLY), Path(f"/proc/self/fd/{file}"))
+    os.close(file)
 
 
 def _look(out: int, file: Path) -> Admitted:
@@ -93,7 +147,7 @@ def _zero(spec: TensorSpec, size: int) -> Array:
 
 def _limit(memory: int, seconds: float, parent: int) -> None:
     """Take no more than this, write no file, leave no core, and end with the parent."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
     now = _memory("VmSize")

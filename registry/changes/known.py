@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from registry import catalog
+from registry.catalog import Catalog
 from registry.errors import NotThereError
 from registry.revisions import ModelState
 from registry.routes import CHAMPION
@@ -38,14 +39,14 @@ class Known(Protocol):
 class OnDisk:
     """What a registry directory holds: all there is to know with no server running."""
 
-    def __init__(self, root: Path) -> None:
-        """Look through the directory.
+    def __init__(self, root: Path, found: Catalog | None = None) -> None:
+        """Look through the directory, unless it is known what was found there just now.
 
         Raises
         ------
         RegistryError : it cannot be read.
         """
-        self._catalog = catalog.scan(root)
+        self._catalog = catalog.scan(root) if found is None else found
 
     def models(self) -> Iterable[str]:
         """Names of all models that have a version."""

@@ -3,8 +3,12 @@
 import contextlib
 import os
 import resource
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +16,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, load_from_string, numpy_helper
+from onnx import TensorProto, checker, helper, load_from_string, numpy_helper
 
 from gateway import admission
-from gateway.admission import Bounds, graph
+from gateway.admission import Bounds, child, forkserver, graph
 from gateway.errors import VersionRefusedError
 from registry import catalog
 from registry.catalog import VersionFiles
 from registry.manifest import TensorEntry
 from tests import models
+from tests.serving import wait_until
 
 X = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])
 Y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
@@ -107,37 +112,193 @@ def test_hostile_models_are_refused_within_their_bounds(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 
+class Doomed:
+    """Fork servers whose children do something else than look."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def let_child(self, code: str) -> None:
+        """Children of fork servers started from now on run this: `out` is where they report."""
+        lines = f"import os; from gateway.admission import child\ndef _look(out, file):\n {code}\n"
+        start = "child._look_at_ours = lambda: None; child._look = _look; child.main()"
+        self._monkeypatch.setattr(forkserver, "_CHILD", ("-c", lines + start))
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """No fork server of another test, and none for another."""
+    forkserver.end()
+    yield
+    forkserver.end()
+
+
+@pytest.fixture
+def doomed(monkeypatch: pytest.MonkeyPatch) -> Doomed:
+    return Doomed(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("os.kill(os.getpid(), 11)", r"died before it was looked at \(SIGSEGV\)"),
+        ('os.write(out, b\'{"stage":"open"}\\n\'); os.abort()', r"opened \(SIGABRT\)"),
+        ("os.write(out, b'garbage'); os._exit(0)", "ended before it was looked at"),
+        ("os.write(out, bytes(1 << 25)); os._exit(0)", "died before it was looked at"),
+        ("import time; time.sleep(60)", "2 s were over"),
+        ("os.close(out); import time; time.sleep(60)", "2 s were over"),
+        ("os.kill(os.getppid(), 9); import time; time.sleep(60)", r"looked at \(SIGKILL\)"),
+    ],
+)
+def test_a_child_that_dies_is_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doomed: Doomed, code: str, reason: str
+) -> None:
+    """A crash of native code is a reason, not an outage, and the next model is looked at."""
+    directory = put(tmp_path, models.identity())
+    doomed.let_child(code)
+
+    with pytest.raises(VersionRefusedError, match=reason):
+        admission.admit(directory, Bounds(seconds=2.0))
+
+    monkeypatch.undo()
+    forkserver.end()
+    assert admission.admit(directory).signature.inputs
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
         ("import os; os.kill(os.getpid(), 11)", r"died before it was looked at \(SIGSEGV\)"),
-        ('import os; os.write(1, b\'{"stage":"open"}\\n\'); os.abort()', r"opened \(SIGABRT\)"),
-        ("print('garbage')", "ended before it was looked at"),
+        ("raise SystemExit('no module')", "ended before it was looked at"),
         ("import time; time.sleep(60)", "2 s were over"),
     ],
 )
-def test_a_child_that_dies_is_a_refusal(
+def test_a_fork_server_that_does_not_start_is_a_refusal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, reason: str
 ) -> None:
-    """A crash of native code is a reason, not an outage."""
-    monkeypatch.setattr(admission, "_CHILD", ("-c", code))
+    """Within the same time."""
+    monkeypatch.setattr(forkserver, "_CHILD", ("-c", code))
 
     with pytest.raises(VersionRefusedError, match=reason):
         admission.admit(put(tmp_path, models.identity()), Bounds(seconds=2.0))
 
 
-def test_the_child_is_told_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_child_is_told_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doomed: Doomed
+) -> None:
     """Keys may be in the environment of a server."""
     monkeypatch.setenv("DRIFTGATE_KEYS", "secret")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    code = (
-        "import os; text = ' '.join(k for k, v in os.environ.items() if v == 'secret');"
-        "os.write(1, b'{\"refused\": \"told: [' + text.encode() + b']\"}')"
+    doomed.let_child(
+        "text = ' '.join(k for k, v in os.environ.items() if v == 'secret')\n"
+        " os.write(out, b'{\"refused\": \"told: [' + text.encode() + b']\"}'); os._exit(0)"
     )
-    monkeypatch.setattr(admission, "_CHILD", ("-c", code))
 
     with pytest.raises(VersionRefusedError, match=r"told: \[\]"):
         admission.admit(put(tmp_path, models.identity()))
+
+
+def fork_servers() -> list[int]:
+    """Processes of this one that fork children, children among them not counted."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, IndexError):
+            words = (entry / "cmdline").read_bytes()
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if b"gateway.admission.child" in words and parent == os.getpid():
+                found.append(int(entry.name))
+    return found
+
+
+def test_several_looks_share_one_fork_server(tmp_path: Path) -> None:
+    """It has one thread, is found again, and replaced when something has killed it."""
+    directory = put(tmp_path, models.identity())
+    for _ in range(3):
+        admission.admit(directory)
+    (server,) = fork_servers()
+    assert len(list(Path(f"/proc/{server}/task").iterdir())) == 1
+
+    os.kill(server, signal.SIGKILL)
+    wait_until(lambda: "Z" in Path(f"/proc/{server}/stat").read_text(), "it is gone")
+    assert admission.admit(directory).signature.inputs
+    assert len(fork_servers()) == 1
+    assert fork_servers() != [server]
+
+
+def test_looks_at_once_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """A model that takes its time keeps nobody else; afterwards one fork server stays."""
+    slow = put(tmp_path / "slow", endless())
+    with ThreadPoolExecutor(4) as pool:
+        late = pool.submit(admission.admit, slow, Bounds(seconds=8.0))
+        quick = [
+            pool.submit(admission.admit, put(tmp_path / f"{k}", models.constant(k)))
+            for k in range(3)
+        ]
+        for each in quick:
+            assert each.result(8).signature.outputs
+        assert not late.done()
+        with pytest.raises(VersionRefusedError, match="8 s were over"):
+            late.result(20)
+    assert len(fork_servers()) == 1
+
+
+def test_a_fork_server_nobody_asks_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is given back."""
+    monkeypatch.setattr(forkserver, "IDLE_S", 0.2)
+    directory = put(tmp_path, models.identity())
+    admission.admit(directory)
+
+    wait_until(lambda: not fork_servers(), "it has ended")
+    assert admission.admit(directory).signature.inputs
+
+
+@pytest.mark.parametrize("way", ["", "os._exit(0)", "os.kill(os.getpid(), 9)", "fork()"])
+def test_a_fork_server_ends_with_its_process(tmp_path: Path, way: str) -> None:
+    """However that ends; a process that it had forked does not keep it, nor share it."""
+    code = (
+        """
+import os, sys, time
+from pathlib import Path
+from gateway import admission
+from gateway.admission import forkserver
+
+def fork():
+    if not os.fork():
+        assert admission.admit(Path(sys.argv[1])).signature.inputs
+        print(own(), flush=True)
+        time.sleep(60)
+    os.wait()
+
+def own():
+    return forkserver._kept._waiting._process.pid
+
+admission.admit(Path(sys.argv[1]))
+print(own(), flush=True)
+"""
+        + way
+    )
+    directory = put(tmp_path, models.identity())
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(directory)], stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        server = int(process.stdout.readline())
+        other = int(process.stdout.readline()) if way == "fork()" else 0
+        assert server != other
+        if other:
+            process.kill()
+        wait_until(lambda: not Path(f"/proc/{server}").exists(), "it has ended")
+        if other:
+            assert Path(f"/proc/{other}").exists()
+            os.killpg(process.pid, signal.SIGKILL)
+            wait_until(lambda: not Path(f"/proc/{other}").exists(), "the other has ended")
+
+
+def test_ours_is_an_onnx_file() -> None:
+    """What a fork server opens before any other, held against the checker."""
+    made = load_from_string(child._IDENTITY)
+    checker.check_model(made, full_check=True)
+    assert [node.op_type for node in made.graph.node] == ["Identity"]
 
 
 def links(directory: Path) -> Iterator[str]:

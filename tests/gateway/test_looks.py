@@ -1,5 +1,6 @@
 """Who looks at a large registry, and how the others hear of what there is to see."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from gateway import looks
 from gateway.looks import Looks
 from registry.catalog import Catalog
 from tests import models
+from tests.serving import wait_until
 
 
 class Counted(Looks):
@@ -77,3 +79,32 @@ def test_who_is_alone_or_told_nothing_for_long_looks_itself(
     monkeypatch.setattr(looks, "_ALONE_S", 0.0)
     models.put(tmp_path / "registry", "m", 2, models.constant(2))
     assert numbers(other.look()) == [1, 2]
+
+
+def test_a_look_that_found_something_or_was_held_up_does_not_put_off_the_next(
+    tmp_path: Path,
+) -> None:
+    """What they took is not taken again; what two looks take that find nothing is."""
+    models.put(tmp_path, "m", 1, models.constant(1))
+    slow = Counted(tmp_path, None)
+    counted, works_s = slow.reader.look, 0.02
+
+    def busy() -> Catalog:
+        until = time.thread_time() + works_s
+        while time.thread_time() < until:
+            pass
+        return counted()
+
+    slow.reader.look = busy  # type: ignore[method-assign]  # the real one, after some work
+    assert numbers(slow.look()) == [1]
+    models.put(tmp_path, "m", 2, models.constant(2))
+    assert numbers(slow.look()) == [1, 2]
+
+    works_s = 0.0
+    slow.look()
+    works_s = 0.02
+    wait_until(lambda: slow.look() and slow.n_looks == 4, "it is due again at once")
+    wait_until(lambda: slow.look() and slow.n_looks == 5, "the one before was the shorter one")
+    for _ in range(10):
+        slow.look()
+    assert slow.n_looks == 5

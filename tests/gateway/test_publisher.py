@@ -546,6 +546,18 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
         subprocess.run(["umount", str(root)], check=True)
 
 
+def looking(parent: int) -> list[int]:
+    """Processes of the first look that this one has started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, IndexError):
+            words = (entry / "cmdline").read_bytes()
+            above = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if b"gateway.admission.child" in words and above == parent:
+                found.append(int(entry.name))
+    return found
+
+
 @pytest.mark.usefixtures("trusting")
 def test_a_killed_publisher_takes_its_child_along(tmp_path: Path, registry: Path) -> None:
     """The process that opens a model must not go on for nobody."""
@@ -555,19 +567,17 @@ def test_a_killed_publisher_takes_its_child_along(tmp_path: Path, registry: Path
         "publish(Path(sys.argv[1]), 'fraud', Path(sys.argv[2]))"
     )
 
-    def children() -> list[str]:
-        found = []
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes()
-                if b"gateway.admission.child" in words and str(registry).encode() in words:
-                    found.append(entry.name)
-        return found
+    def working() -> list[int]:
+        """Its fork server, and the child of that."""
+        servers = looking(publisher.pid)
+        return servers + [child for server in servers for child in looking(server)]
 
     with subprocess.Popen([sys.executable, "-c", code, str(registry), str(source)]) as publisher:
-        wait_until(lambda: bool(children()), "the child runs")
+        wait_until(lambda: len(working()) == 2, "the child runs")
+        server, child = working()
         publisher.kill()
-    wait_until(lambda: not children(), "the child is gone")
+    for left in (server, child):
+        wait_until(lambda left=left: not Path(f"/proc/{left}").exists(), "it is gone")
 
     assert publish(registry, "fraud", put(tmp_path, models.constant(1))).version == 1
     assert staged(registry) == []

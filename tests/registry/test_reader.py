@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,8 +36,8 @@ class Look:
         return self.reader.look()
 
 
-def put(root: Path, version: int = 1, data: bytes = b"model") -> Path:
-    directory = root / "fraud" / str(version)
+def put(root: Path, version: int = 1, data: bytes = b"model", model: str = "fraud") -> Path:
+    directory = root / model / str(version)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "model.onnx").write_bytes(data)
     return directory
@@ -285,6 +286,41 @@ def test_a_thousand_models_cost_a_stat_each(
     assert len(look.after(1).models) == 1000
     assert calls["scandir"] <= 50
     assert calls["stat"] <= 1100
+
+
+def test_a_hundred_versions_of_a_model_are_looked_at_a_slice_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look costs no more for all the versions there are, and none is left out for ever."""
+    for name, number in [("few", 1), *(("many", n) for n in range(1, 101)), ("more", 1)]:
+        put(tmp_path, number, model=name)
+    look = Look(tmp_path)
+    look.after(0)
+    found = look.after(SETTLE_S)
+    for model in found.models.values():
+        for files in model:
+            look.reader.admit(files, catalog.digest_of(files))
+    look.after(SETTLE_S * 2)
+    n_scans = 0
+    scan = os.scandir
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal n_scans
+        n_scans += 1
+        return scan(*arguments)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    for _ in range(10):
+        n_scans = 0
+        look.after(SETTLE_S * 2)
+        assert n_scans <= 20
+
+    for name, number in (("many", 3), ("many", 98), ("more", 1), ("few", 1)):
+        (tmp_path / name / str(number) / "model.onnx").write_bytes(b"MODEL")
+    changed: set[tuple[str, int]] = set()
+    for _ in range(102 // 16 + 1):
+        changed |= look.after(SETTLE_S * 2).changed
+    assert changed == {("many", 3), ("many", 98), ("more", 1), ("few", 1)}
 
 
 def test_a_linked_file_has_no_digest(tmp_path: Path) -> None:

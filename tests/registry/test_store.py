@@ -219,16 +219,22 @@ def test_a_lease_is_held_by_one_and_ends_with_its_holder(tmp_path: Path) -> None
     assert not path.exists()
 
 
-def test_a_private_copy_holds_what_was_hashed(tmp_path: Path) -> None:
-    """Digest and size are those of the copy."""
+@pytest.mark.parametrize("is_durable", [True, False])
+def test_a_private_copy_holds_what_was_hashed(
+    tmp_path: Path, steps: list[str], *, is_durable: bool
+) -> None:
+    """Digest and size are those of the copy; the disk is waited for only where that is meant."""
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     target.mkdir()
     data = os.urandom(3_000_000)
     (source / "model.onnx").write_bytes(data)
 
-    found = store.private_copy(source, ["model.onnx"], target, bytes_max=LARGE)
+    found = store.private_copy(
+        source, ["model.onnx"], target, bytes_max=LARGE, is_durable=is_durable
+    )
 
+    assert ("fsync" in steps) == is_durable
     assert (target / "model.onnx").read_bytes() == data
     assert found["model.onnx"] == store.FileDigest(hashlib.sha256(data).hexdigest(), len(data))
     assert found["model.onnx"] == store.digest_of_file(source / "model.onnx")
