@@ -40,6 +40,7 @@ def write_model(path: Path, n_rounds: int) -> None:
 
     random = np.random.default_rng(7)
     shared = random.normal(0, 512**-0.5, (512, 512)).astype(np.float32)
+    weights = [numpy_helper.from_array(shared, "w")] if n_rounds else []
     nodes = [helper.make_node("MatMul", ["x", "spread"], ["h0"])]
     for k in range(n_rounds):
         nodes += [
@@ -54,7 +55,7 @@ def write_model(path: Path, n_rounds: int) -> None:
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
         [
-            numpy_helper.from_array(shared, "w"),
+            *weights,
             numpy_helper.from_array(np.ones((64, 1, 512), np.float32), "spread"),
             numpy_helper.from_array(np.array([1, 1], np.int64), "one"),
         ],

@@ -17,6 +17,7 @@ from gateway.errors import GatewayError, StartError
 from gateway.listener import Listener
 from gateway.place import Place
 from gateway.prediction import DataPlane
+from gateway.scheduling import take_short_turns
 from gateway.sync import look
 from gateway.telemetry import event, start_logging
 
@@ -119,6 +120,7 @@ def run(config: ServerConfig, place: Place) -> int:
         place.line.say(kind="cannot_start", reason=str(error))
         return 2
     worker = Worker(app, config, place)
+    take_short_turns()
     try:
         worker.run(sockets=[place.listening])
     except SystemExit:  # uvicorn's word for a start that failed; it has logged why
