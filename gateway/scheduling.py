@@ -11,6 +11,7 @@ import ctypes
 import os
 import platform
 import struct
+import sys
 
 SLICE_NS = 100_000
 """The shortest that the kernel grants."""
@@ -28,9 +29,15 @@ def take_short_turns() -> bool:
     A thread of another policy than the usual one, or with a priority above it, is left as it is:
     somebody meant it. Kernels before 6.12 agree, and change nothing.
     """
+    if sys.platform != "linux" or sys.maxsize < 1 << 32:  # Numbers of system calls are others.
+        return False
     number = _SYSCALLS.get(platform.machine())
-    nice = os.getpriority(os.PRIO_PROCESS, 0)
-    if number is None or nice < 0 or os.sched_getscheduler(0) != os.SCHED_OTHER:
+    try:
+        nice = os.getpriority(os.PRIO_PROCESS, 0)
+        is_usual = os.sched_getscheduler(0) == os.SCHED_OTHER and nice >= 0
+    except OSError:  # A sandbox that lets nobody ask.
+        return False
+    if number is None or not is_usual:
         return False
     told = _ATTR.pack(_ATTR.size, os.SCHED_OTHER, _RESET_ON_FORK, nice, 0, SLICE_NS, 0, 0)
     return bool(ctypes.CDLL(None).syscall(number, 0, told, 0) == 0)

@@ -34,8 +34,8 @@ class Bounds:
     """What a model may take until it is opened and has answered once."""
 
     seconds: float = 30.0
-    """Until its verdict, and one more for each 50 MB of files; CPU time
-    is bounded by the same."""
+    """From the call to the verdict, and one more for each 50 MB of files; CPU time is bounded by
+    the same."""
     memory_bytes: int = 512 * _MIB
     """Beyond what the child needs before it opens the model, and four times the size of its
     files."""
@@ -84,7 +84,8 @@ def admit(directory: Path, bounds: Bounds = BOUNDS) -> Admitted:
     size = _check_files(directory, bounds)
     memory = bounds.memory_bytes + 4 * size
     seconds = bounds.seconds + size // _BYTES_A_SECOND
-    request = Request(str(directory / catalog.MODEL_FILE), memory, seconds)
+    file = (directory / catalog.MODEL_FILE).absolute()  # Who opens it may be elsewhere by now.
+    request = Request(str(file), memory, seconds)
     looked = forkserver.look(request, seconds)
     report = _last(looked.written)
     if report.admitted is not None:

@@ -1,6 +1,6 @@
 """The process that forks a child for each first look, kept for a while between two of them.
 
-Python, numpy and onnxruntime take 0.3 s of CPU to start, and a look at a small model a twentieth of
+Python, numpy and onnxruntime take 0.3 s of CPU to start, and a look at a small model a thirtieth of
 that. So a process that has imported them, and has opened no file, stays for whoever looks at
 several models. It ends with the process that started it, or when that has not asked for a minute.
 """

@@ -225,6 +225,18 @@ def test_several_looks_share_one_fork_server(tmp_path: Path) -> None:
     assert fork_servers() != [server]
 
 
+def test_a_path_is_meant_from_where_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two looks the directory of the process may have become another one."""
+    for name in ("here", "there"):
+        put(tmp_path / name, models.identity())
+        monkeypatch.chdir(tmp_path / name)
+        assert admission.admit(Path("fraud/1")).signature.inputs
+    (server,) = fork_servers()
+    assert Path(f"/proc/{server}/cwd").samefile(tmp_path / "here")
+
+
 def test_looks_at_once_do_not_wait_for_each_other(tmp_path: Path) -> None:
     """A model that takes its time keeps nobody else; afterwards one fork server stays."""
     slow = put(tmp_path / "slow", endless())

@@ -65,6 +65,17 @@ def test_a_thread_of_another_policy_is_left_as_it_is(policy: int) -> None:
     assert apart(asked) == policy
 
 
+def test_where_nobody_may_ask_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sandbox refuses the call: the server starts all the same."""
+
+    def refused(_: int) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_getscheduler", refused)
+
+    assert not take_short_turns()
+
+
 def test_a_priority_is_kept() -> None:
     """A server that was started with `nice` stays below the others."""
 
